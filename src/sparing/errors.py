@@ -22,6 +22,8 @@ Catch :class:`SparingError` for all of them, or the built-in in brackets where g
 argument, what was expected, what came, and what to do.
 """
 
+from functools import partial
+
 __all__ = [
     "ArgumentError",
     "BusyError",
@@ -111,7 +113,13 @@ class MissingExtraError(SparingError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed: run `pip install 'sparing[{extra}]'`",
             name=package,
         )
+        self.package = package
         self.extra = extra
+        self.purpose = purpose
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default rebuilds from the message alone, which fails for keyword arguments and so breaks process pools.
+        return partial(MissingExtraError, extra=self.extra, purpose=self.purpose), (self.package,)
 
 
 class CoreMissingError(SparingError, ImportError):
