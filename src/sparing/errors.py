@@ -18,8 +18,8 @@
     ├── MissingExtraError   (ImportError)      an optional package is not installed
     └── CoreMissingError    (ImportError)      the compiled extension is missing or does not load
 
-Catch :class:`SparingError` for all of them, or the built-in in brackets where generic code expects it. A message says which
-argument, what was expected, what came, and what to do.
+Catch :class:`SparingError` for all of them, or the built-in in brackets where generic code expects it. A message says
+which argument, what was expected, what came, and what to do.
 """
 
 from functools import partial

@@ -1,0 +1,175 @@
+"""What ran where: the facts needed to judge or repeat a measurement, and none that name a person or a machine."""
+
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparing.errors import ArgumentError
+from sparing.runs.atomic import replace_file
+
+__all__ = ["run_record", "write_record"]
+
+_SIMD = re.compile(r"(sse4_2|ssse3|avx\w*|fma|f16c|amx\w*|asimd\w*|neon|sve\w*|i8mm|bf16)")
+_NOT_NUMBERS = re.compile(r"[^\d.].*")
+# An absolute or home path, up to and with its last separator. A URL's slashes follow a colon or a slash and are left.
+_FOLDERS = re.compile(r"(?<![\w./:])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\=,;:'\"]+[/\\])*")
+
+
+def run_record(
+    *, command: str | Sequence[str], seed: int | None, threads: int, data: Any, **extra: Any
+) -> dict[str, Any]:
+    """Describes the process, its machine and its source.
+
+    Absolute paths in the arguments are cut to their last part, and neither user, host nor folder is recorded.
+
+    Args:
+        command: how to repeat the run, as one line or as its words.
+        seed: the seed, or None for a run without chance.
+        threads: the number of threads that did the work.
+        data: what the run read, for example ``{"name": "cranfield", "sha256": "..."}``.
+        **extra: further facts, JSON values; they must not take a name that is in the record already.
+
+    Returns:
+        A dict for JSON: `command`, `seed`, `threads`, `data`, `time_utc`, `source` (commit, and whether files differ
+        from it), `machine` (CPU model, cores, SIMD flags, memory_bytes, load, operating system), `versions` (Python and
+        the packages imported so far), and `extra`'s own keys.
+
+    Raises:
+        ArgumentError: `extra` takes a name that is in the record already.
+    """
+    record = {
+        "command": _without_folders(command if isinstance(command, str) else " ".join(map(_without_folders, command))),
+        "seed": seed,
+        "threads": threads,
+        "data": _without_folders(data),
+        "time_utc": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "source": _source(),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+    taken = sorted(set(record) & set(extra))
+    if taken:
+        raise ArgumentError(f"extra: {taken} are in every record already; use other names")
+    return record | {name: _without_folders(value) for name, value in extra.items()}
+
+
+def write_record(path: str | os.PathLike[str], record: Mapping[str, Any], results: Any) -> None:
+    """Writes a record and its results as JSON, replacing the file as a whole.
+
+    Args:
+        path: the file; its folder must exist.
+        record: what :func:`run_record` gave.
+        results: JSON values; NumPy numbers and arrays become numbers and lists.
+
+    Raises:
+        ArgumentError: a value that JSON cannot hold, NaN and infinity among them.
+        OSError: the file cannot be written; an older one is unchanged.
+    """
+    try:
+        text = json.dumps({"record": record, "results": results}, indent=1, allow_nan=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"record, results: expected values that JSON can hold: {error}") from error
+    with replace_file(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        value = str(value)
+    if isinstance(value, str):
+        return _FOLDERS.sub("", value)
+    if isinstance(value, Mapping):
+        return {_without_folders(key): _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    return value
+
+
+def _source() -> dict[str, Any]:
+    commit = _git("rev-parse", "HEAD")
+    return {"commit": commit, "dirty": None if commit is None else _git("status", "--porcelain") != ""}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _machine() -> dict[str, Any]:
+    model, flags = _cpu()
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": model,
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "usable_cores": affinity,
+        "simd": flags,
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        # A machine that was busy when the run was recorded is not fit to measure.
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "memory_bytes": _memory_bytes(),
+        # The numbers only: a build's suffix can name the provider.
+        "os": f"{platform.system()} {_NOT_NUMBERS.sub('', platform.release())}",
+        "libc": " ".join(platform.libc_ver()).strip() or None,
+    }
+
+
+def _cpu() -> tuple[str | None, list[str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None, []
+    fields: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    words = (fields.get("flags") or fields.get("features") or "").split()
+    flags = sorted({word for word in words if _SIMD.fullmatch(word)})
+    return fields.get("model name") or platform.processor() or None, flags
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    from sparing import __version__
+
+    loaded = {name.partition(".")[0] for name in list(sys.modules)}
+    packages = {
+        distribution
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if module in loaded
+        for distribution in distributions
+    }
+    found = {name: importlib.metadata.version(name) for name in sorted(packages, key=str.lower)}
+    return {"python": platform.python_version()} | found | {"sparing": __version__}
