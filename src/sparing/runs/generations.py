@@ -46,8 +46,7 @@ class _Manifest(BaseModel):
 
 @contextlib.contextmanager
 def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    r"""Gives an empty folder to fill, which becomes the current generation of `path` when the block ends without an
-    error.
+    r"""Gives an empty folder to fill, which becomes the current generation of `path` when the block ends well.
 
     The files are hashed and flushed to the disk, and then one rename puts the new generation in force. If the block
     raises, or the process is killed at any moment, the previous generation is still the current one; what a killed
