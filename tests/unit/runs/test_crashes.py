@@ -1,4 +1,4 @@
-"""Writers that are killed at every step, or run out of disk: the old state stays readable or the new one is complete."""
+"""Writers killed at every step, or out of disk: the old state stays readable or the new one is complete."""
 
 import os
 import random
