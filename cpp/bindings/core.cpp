@@ -1,0 +1,214 @@
+// Python bindings of the hybrid index core: arrays in, arrays out, the GIL released around every loop.
+#include "sparing/index.hpp"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+namespace nb = nanobind;
+using namespace sparing;
+
+namespace {
+
+template <class T> using Array1 = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T> using Array2 = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+const char *kind_name(ErrorKind kind) {
+    switch (kind) {
+    case ErrorKind::NonFinite: return "NonFiniteError";
+    case ErrorKind::SparseFormat: return "SparseFormatError";
+    case ErrorKind::DuplicateId: return "DuplicateIdError";
+    case ErrorKind::UnknownId: return "UnknownIdError";
+    case ErrorKind::Format: return "FormatError";
+    case ErrorKind::ReadOnly: return "ReadOnlyError";
+    default: return "ArgumentError";
+    }
+}
+
+template <class T> std::span<const T> span_of(const Array1<T> &array) { return {array.data(), array.size()}; }
+
+template <class T> nb::ndarray<nb::numpy, T> to_numpy(std::vector<T> &&values, std::initializer_list<size_t> shape) {
+    auto *held = new std::vector<T>(std::move(values));
+    nb::capsule owner(held, [](void *p) noexcept { delete static_cast<std::vector<T> *>(p); });
+    return nb::ndarray<nb::numpy, T>(held->data(), shape, owner);
+}
+
+template <class T> nb::ndarray<nb::numpy, T> copy_out(const Buffer<T> &buffer) {
+    return to_numpy(std::vector<T>(buffer.data(), buffer.data() + buffer.size()), {buffer.size()});
+}
+
+ItemBatch batch_of(size_t size, const std::optional<Array2<float>> &dense, const std::optional<Array1<uint64_t>> &row_begin,
+                   const std::optional<Array1<uint32_t>> &terms, const std::optional<Array1<float>> &values) {
+    ItemBatch batch;
+    batch.size = size;
+    if (dense) batch.dense = dense->data();
+    if (row_begin) {
+        batch.row_begin = row_begin->data();
+        batch.terms = terms->data();
+        batch.values = values->data();
+    }
+    return batch;
+}
+
+BuildProgress progress_of(const std::optional<nb::callable> &callback) {
+    if (!callback) return {};
+    return [callback](size_t done, size_t total) {
+        const nb::gil_scoped_acquire acquire;
+        (*callback)(done, total);
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    };
+}
+
+nb::dict arrays_of(const Index &index) {
+    return index.read([](const Storage &s) {
+        nb::dict out;
+        out["ids"] = copy_out(s.ids);
+        out["deleted"] = copy_out(s.deleted);
+        out["records"] = copy_out(s.records);
+        out["dense"] = copy_out(s.dense);
+        out["row_begin"] = copy_out(s.row_begin);
+        out["terms"] = copy_out(s.terms);
+        out["values"] = copy_out(s.values);
+        out["norms"] = copy_out(s.norms);
+        out["links"] = copy_out(s.links.data);
+        out["entries"] = copy_out(s.entries);
+        out["seeds"] = copy_out(s.seeds.items);
+        out["seed_buckets"] = s.seeds.num_buckets;
+        return out;
+    });
+}
+
+} // namespace
+
+NB_MODULE(_core, m) {
+    m.doc() = "Compiled core of sparing.hybrid; use sparing.hybrid.HybridIndex.";
+    nb::register_exception_translator([](const std::exception_ptr &p, void *) {
+        try {
+            std::rethrow_exception(p);
+        } catch (const Error &e) {
+            const nb::object type = nb::module_::import_("sparing.errors").attr(kind_name(e.kind()));
+            PyErr_SetString(type.ptr(), e.what());
+        }
+    });
+
+    nb::enum_<DenseCode>(m, "DenseCode").value("INT4", DenseCode::Int4).value("INT8", DenseCode::Int8).value("FLOAT32", DenseCode::Float32);
+    nb::enum_<Similarity>(m, "Similarity")
+        .value("INNER_PRODUCT", Similarity::InnerProduct)
+        .value("L2", Similarity::L2)
+        .value("COSINE", Similarity::Cosine);
+    nb::class_<Config>(m, "Config")
+        .def(nb::init<>())
+        .def_rw("dim", &Config::dim)
+        .def_rw("dense_code", &Config::dense_code)
+        .def_rw("doc_terms", &Config::doc_terms)
+        .def_rw("query_terms", &Config::query_terms)
+        .def_rw("degree", &Config::degree)
+        .def_rw("build_beam", &Config::build_beam)
+        .def_rw("alpha", &Config::alpha)
+        .def_rw("similarity", &Config::similarity)
+        .def_rw("dense_weight", &Config::dense_weight)
+        .def_rw("sparse_weight", &Config::sparse_weight)
+        .def_rw("scale", &Config::scale)
+        .def_rw("num_entries", &Config::num_entries)
+        .def_rw("seeds_per_term", &Config::seeds_per_term)
+        .def_rw("seed_terms", &Config::seed_terms)
+        .def_rw("two_stage", &Config::two_stage)
+        .def_rw("seed", &Config::seed);
+
+    nb::class_<Index>(m, "Index")
+        .def(nb::init<const Config &>(), nb::arg("config"))
+        .def("__len__", &Index::size)
+        .def("__contains__", &Index::contains)
+        .def_prop_ro("num_deleted", &Index::num_deleted)
+        .def_prop_ro("record_bytes", [](const Index &index) { return index.storage().layout.stride(); })
+        .def(
+            "add",
+            [](Index &index, Array1<int64_t> ids, std::optional<Array2<float>> dense, std::optional<Array1<uint64_t>> row_begin,
+               std::optional<Array1<uint32_t>> terms, std::optional<Array1<float>> values, int num_threads, std::optional<nb::callable> progress) {
+                const ItemBatch batch = batch_of(ids.size(), dense, row_begin, terms, values);
+                const BuildProgress callback = progress_of(progress);
+                const nb::gil_scoped_release release;
+                index.add(batch, ids.data(), num_threads, callback);
+            },
+            nb::arg("ids"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(), nb::arg("values").none(), nb::arg("num_threads"),
+            nb::arg("progress").none())
+        .def(
+            "update",
+            [](Index &index, Array1<int64_t> ids, std::optional<Array2<float>> dense, std::optional<Array1<uint64_t>> row_begin,
+               std::optional<Array1<uint32_t>> terms, std::optional<Array1<float>> values, int num_threads) {
+                const ItemBatch batch = batch_of(ids.size(), dense, row_begin, terms, values);
+                const nb::gil_scoped_release release;
+                index.update(batch, ids.data(), num_threads);
+            },
+            nb::arg("ids"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(), nb::arg("values").none(), nb::arg("num_threads"))
+        .def(
+            "delete",
+            [](Index &index, Array1<int64_t> ids) {
+                const nb::gil_scoped_release release;
+                index.remove(ids.data(), ids.size());
+            },
+            nb::arg("ids"))
+        .def("compact", &Index::compact, nb::arg("num_threads"), nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "search",
+            [](const Index &index, size_t count, std::optional<Array2<float>> dense, std::optional<Array1<uint64_t>> row_begin,
+               std::optional<Array1<uint32_t>> terms, std::optional<Array1<float>> values, Array2<float> weights, size_t k, size_t beam,
+               size_t query_terms, std::optional<Array1<int64_t>> filter, bool exact, int num_threads) {
+                const QueryBatch queries{batch_of(count, dense, row_begin, terms, values), weights.data(), query_terms};
+                std::vector<int64_t> ids(count * k);
+                std::vector<float> scores(count * k);
+                SearchOutput out{ids.data(), scores.data(), {}};
+                {
+                    const nb::gil_scoped_release release;
+                    out = index.search(queries, k, beam, filter ? filter->data() : nullptr, filter ? filter->size() : 0, filter.has_value(), exact,
+                                       num_threads, out);
+                }
+                return nb::make_tuple(to_numpy(std::move(ids), {count, k}), to_numpy(std::move(scores), {count, k}), out.counts.hops,
+                                      out.counts.dense, out.counts.sparse, out.counts.exact);
+            },
+            nb::arg("count"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(), nb::arg("values").none(), nb::arg("weights"),
+            nb::arg("k"), nb::arg("beam"), nb::arg("query_terms"), nb::arg("filter").none(), nb::arg("exact"), nb::arg("num_threads"))
+        .def("arrays", &arrays_of)
+        .def_static(
+            "open",
+            [](const Config &config, nb::dict arrays, bool borrow) {
+                SavedArrays saved;
+                auto ids = nb::cast<Array1<int64_t>>(arrays["ids"]);
+                auto deleted = nb::cast<Array1<uint8_t>>(arrays["deleted"]), records = nb::cast<Array1<uint8_t>>(arrays["records"]);
+                auto dense = nb::cast<Array1<float>>(arrays["dense"]), values = nb::cast<Array1<float>>(arrays["values"]),
+                     norms = nb::cast<Array1<float>>(arrays["norms"]);
+                auto row_begin = nb::cast<Array1<uint64_t>>(arrays["row_begin"]);
+                auto terms = nb::cast<Array1<uint32_t>>(arrays["terms"]), links = nb::cast<Array1<uint32_t>>(arrays["links"]),
+                     entries = nb::cast<Array1<uint32_t>>(arrays["entries"]), seeds = nb::cast<Array1<uint32_t>>(arrays["seeds"]);
+                saved.ids = span_of(ids);
+                saved.deleted = span_of(deleted);
+                saved.records = span_of(records);
+                saved.dense = span_of(dense);
+                saved.values = span_of(values);
+                saved.norms = span_of(norms);
+                saved.row_begin = span_of(row_begin);
+                saved.terms = span_of(terms);
+                saved.links = span_of(links);
+                saved.entries = span_of(entries);
+                saved.seeds = span_of(seeds);
+                saved.seed_buckets = nb::cast<uint32_t>(arrays["seed_buckets"]);
+                std::shared_ptr<const void> owner;
+                if (borrow) {
+                    auto *held = new nb::dict(arrays);
+                    owner = std::shared_ptr<const void>(static_cast<const void *>(held), [](const void *p) {
+                        const nb::gil_scoped_acquire acquire;
+                        delete static_cast<const nb::dict *>(p);
+                    });
+                }
+                return Index::open(config, saved, owner, borrow);
+            },
+            nb::arg("config"), nb::arg("arrays"), nb::arg("borrow"));
+    m.def("simd_levels", &available_kernels);
+    m.def("simd_level", [] { return std::string(kernels().name); });
+}

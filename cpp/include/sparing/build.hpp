@@ -1,0 +1,25 @@
+// Construction: deterministic batched insertion without locks, diversity pruning, reverse links, repair after deletes.
+#pragma once
+#include "search.hpp"
+
+#include <functional>
+
+namespace sparing {
+
+/// progress(done, total); may throw to stop.
+using BuildProgress = std::function<void(size_t, size_t)>;
+
+/// Links items [first, storage.size()) into `links` (wide rows); the same result for any number of threads.
+void insert_items(const Storage &storage, Links &links, size_t first, int num_threads, const BuildProgress &progress);
+
+/// Copies links to rows of `stride`, pruning rows that are longer.
+Links narrow_links(const Storage &storage, const Links &links, size_t stride, int num_threads);
+Links widen_links(const Links &links, size_t stride, size_t num_items);
+
+/// Replaces links to deleted items by the best of their live out-links.
+void bypass_deleted(const Storage &storage, Links &links, int num_threads);
+
+/// An order in which linked items lie near each other.
+std::vector<uint32_t> locality_order(const Storage &storage, const Links &links);
+
+} // namespace sparing

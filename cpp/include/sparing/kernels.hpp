@@ -1,0 +1,36 @@
+// Scoring kernels, one table of functions an instruction set, chosen at run time.
+#pragma once
+#include "codes.hpp"
+
+#include <string>
+
+namespace sparing {
+
+/// What the kernels read: records, and the stored full-precision vectors.
+struct ItemView {
+    CodeLayout layout;
+    const uint8_t *records = nullptr;
+    const float *dense = nullptr; ///< (n, dim) full precision, rows of absent parts are zero
+    const uint64_t *row_begin = nullptr;
+    const uint32_t *terms = nullptr;
+    const float *values = nullptr;
+};
+
+enum class Stage { DenseOnly, Hybrid };
+
+struct Kernels {
+    const char *name;
+    /// out[i] = traversal score of item ids[i].
+    void (*score_codes)(const ItemView &, const Query &, Stage, const uint32_t *ids, size_t count, float *out);
+    /// out[i] = full-precision score of item ids[i].
+    void (*score_exact)(const ItemView &, const Query &, const uint32_t *ids, size_t count, float *out);
+};
+
+/// The best kernels of this CPU, or those named by the environment variable SPARING_SIMD (scalar, avx2, avx512).
+const Kernels &kernels();
+/// Kernels by name; throws Error(Argument) where the CPU cannot run them.
+const Kernels &kernels(const std::string &name);
+/// Names that this CPU can run, slowest first.
+std::vector<std::string> available_kernels();
+
+} // namespace sparing

@@ -1,0 +1,109 @@
+// Everything an index holds, as plain arrays: vectors, codes, links, entry points. No locks, no algorithms.
+#pragma once
+#include "codes.hpp"
+#include "kernels.hpp"
+
+#include <cstdint>
+#include <vector>
+
+namespace sparing {
+
+constexpr uint32_t kNoItem = 0xFFFFFFFFU;
+
+enum class Similarity : uint32_t { InnerProduct = 0, L2 = 1, Cosine = 2 };
+
+struct Config {
+    uint32_t dim = 0;
+    DenseCode dense_code = DenseCode::Int4;
+    uint32_t doc_terms = 40;  ///< kept terms an item in traversal; 0 keeps all, at full precision
+    uint32_t query_terms = 0; ///< kept query terms in traversal; 0 keeps all
+    uint32_t degree = 32;
+    uint32_t build_beam = 64;
+    float alpha = 1.0F; ///< pruning slack of the diversity rule, >= 1 keeps more
+    Similarity similarity = Similarity::InnerProduct;
+    float dense_weight = 0.5F, sparse_weight = 0.5F; ///< weights of construction
+    float scale = 1.F;                               ///< alignment factor
+    uint32_t num_entries = 32;
+    uint32_t seeds_per_term = 2;
+    uint32_t seed_terms = 8; ///< heaviest query terms that open a search
+    bool two_stage = false;
+    uint64_t seed = 0;
+};
+
+/// Items handed in by a caller; terms of a row strictly ascending, everything finite (see validate_batch).
+struct ItemBatch {
+    size_t size = 0;
+    const float *dense = nullptr;         ///< (size, dim) or null
+    const uint64_t *row_begin = nullptr;  ///< (size + 1) or null
+    const uint32_t *terms = nullptr;
+    const float *values = nullptr;
+
+    const float *dense_row(size_t i, size_t dim) const { return dense == nullptr ? nullptr : dense + i * dim; }
+    SparseRow sparse_row(size_t i) const {
+        if (row_begin == nullptr) return {};
+        return {terms + row_begin[i], values + row_begin[i], static_cast<size_t>(row_begin[i + 1] - row_begin[i])};
+    }
+};
+
+/// Throws Error(NonFinite | SparseFormat) naming the first bad row.
+void validate_batch(const ItemBatch &batch, size_t dim, const char *what);
+
+/// Out-links of every item, `stride` a row, padded with kNoItem.
+struct Links {
+    Buffer<uint32_t> data;
+    size_t stride = 0;
+
+    const uint32_t *row(size_t i) const { return data.data() + i * stride; }
+    uint32_t *row(size_t i) { return &data[i * stride]; }
+    size_t count(size_t i) const {
+        const uint32_t *links = row(i);
+        size_t n = 0;
+        while (n < stride && links[n] != kNoItem) ++n;
+        return n;
+    }
+};
+
+/// For each bucket of terms the few items in which such a term is heaviest: where a sparse query starts.
+struct Seeds {
+    Buffer<uint32_t> items; ///< (num_buckets, per_term), padded with kNoItem
+    uint32_t num_buckets = 0;
+    uint32_t per_term = 0;
+
+    const uint32_t *row(uint32_t term) const { return items.data() + size_t{fingerprint(term) & (num_buckets - 1)} * per_term; }
+};
+
+struct Storage {
+    Config config;
+    CodeLayout layout;
+    Buffer<int64_t> ids;
+    Buffer<uint8_t> deleted;
+    Buffer<uint8_t> records;
+    Buffer<float> dense;
+    Buffer<uint64_t> row_begin;
+    Buffer<uint32_t> terms;
+    Buffer<float> values;
+    Buffer<float> norms; ///< squared hybrid norm under the construction weights
+    Links links;
+    Buffer<uint32_t> entries;
+    Seeds seeds;
+    Buffer<float> seed_weights; ///< not saved; beside seeds.items
+
+    explicit Storage(const Config &config);
+    size_t size() const { return ids.size(); }
+    ItemView view() const { return {layout, records.data(), dense.data(), row_begin.data(), terms.data(), values.data()}; }
+    SparseRow sparse_row(size_t i) const {
+        return {terms.data() + row_begin[i], values.data() + row_begin[i], static_cast<size_t>(row_begin[i + 1] - row_begin[i])};
+    }
+    const float *dense_row(size_t i) const { return config.dim == 0 ? nullptr : dense.data() + i * config.dim; }
+    uint8_t *record(size_t i) { return &records[i * layout.stride()]; }
+    const uint8_t *record(size_t i) const { return records.data() + i * layout.stride(); }
+
+    /// Appends items `order[i]` of the batch (vectors, codes, empty links); links and entries come later.
+    void append(const ItemBatch &batch, const int64_t *ids, const std::vector<uint32_t> &order, int num_threads);
+    /// A new storage with items order[0], order[1], ... of this one; links are renumbered, links to others dropped.
+    Storage select(const std::vector<uint32_t> &order) const;
+    /// Recomputes entry points and, for items from `first` on (0: all), the seeds.
+    void refresh_entries(size_t first);
+};
+
+} // namespace sparing

@@ -1,0 +1,240 @@
+// Batched insertion: search all items of a batch in the graph as it stands, then apply links grouped by target.
+#include "sparing/build.hpp"
+#include "sparing/parallel.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace sparing {
+namespace {
+
+constexpr size_t kFirstBatch = 256; ///< compared all with all
+
+struct Worker {
+    Scratch scratch;
+    Query query, other;
+    std::vector<Candidate> candidates;
+    std::vector<uint32_t> open;
+    std::vector<float> own_scores, scores;
+    SearchCounts counts;
+};
+
+void load_query(const Storage &storage, uint32_t item, Query &query) {
+    const Config &config = storage.config;
+    const SparseRow row = config.doc_terms == 0 ? storage.sparse_row(item) : SparseRow{};
+    query_from_record(storage.layout, storage.record(item), config.dense_weight, config.sparse_weight * config.scale, row, query);
+}
+
+Ranking ranking_of(const Storage &storage) { return {storage.config.similarity, storage.norms.data()}; }
+
+/// Distance-like value under the construction similarity; smaller is nearer.
+struct Nearness {
+    const Storage &storage;
+    float operator()(float inner, uint32_t a, uint32_t b) const {
+        switch (storage.config.similarity) {
+        case Similarity::L2: return storage.norms[a] + storage.norms[b] - 2 * inner;
+        case Similarity::Cosine: return 1.F - inner / std::sqrt(storage.norms[a] * storage.norms[b] + 1e-20F);
+        default: return -inner;
+        }
+    }
+};
+
+/// Picks up to `degree` of worker.candidates (inner products with `item`): a candidate stays if no kept one is nearer to it than `item` is.
+size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worker, uint32_t *out) {
+    const Nearness nearness{storage};
+    std::vector<Candidate> &candidates = worker.candidates;
+    for (Candidate &c : candidates) c.score = -nearness(c.score, item, c.item);
+    std::sort(candidates.begin(), candidates.end(), better);
+    const float alpha = storage.config.similarity == Similarity::InnerProduct ? 1.F : storage.config.alpha;
+    worker.open.clear();
+    worker.own_scores.clear();
+    for (size_t i = 0; i < candidates.size(); ++i) {
+        if (candidates[i].item == item || (i > 0 && candidates[i].item == candidates[i - 1].item)) continue;
+        worker.open.push_back(candidates[i].item);
+        worker.own_scores.push_back(-candidates[i].score);
+    }
+    size_t kept = 0;
+    std::vector<uint32_t> &open = worker.open;
+    while (!open.empty() && kept < degree) {
+        const uint32_t chosen = open.front();
+        out[kept++] = chosen;
+        open.erase(open.begin());
+        worker.own_scores.erase(worker.own_scores.begin());
+        if (open.empty() || kept == degree) break;
+        load_query(storage, chosen, worker.other);
+        worker.scores.resize(open.size());
+        kernels().score_codes(storage.view(), worker.other, Stage::Hybrid, open.data(), open.size(), worker.scores.data());
+        size_t left = 0;
+        for (size_t i = 0; i < open.size(); ++i) {
+            if (alpha * nearness(worker.scores[i], chosen, open[i]) < worker.own_scores[i]) continue;
+            open[left] = open[i];
+            worker.own_scores[left++] = worker.own_scores[i];
+        }
+        open.resize(left);
+        worker.own_scores.resize(left);
+    }
+    return kept;
+}
+
+void score_items(const Storage &storage, const std::vector<uint32_t> &items, Worker &worker) {
+    worker.scores.resize(items.size());
+    kernels().score_codes(storage.view(), worker.query, Stage::Hybrid, items.data(), items.size(), worker.scores.data());
+    worker.candidates.clear();
+    for (size_t i = 0; i < items.size(); ++i) worker.candidates.push_back({worker.scores[i], items[i]});
+}
+
+/// Forward links of a new item.
+void link_forward(const Storage &storage, const Links &links, uint32_t item, size_t linked, const std::vector<uint32_t> &peers, Worker &worker, Links &out, size_t row) {
+    load_query(storage, item, worker.query);
+    if (linked == 0) {
+        score_items(storage, peers, worker);
+    } else {
+        const SparseRow sparse = storage.sparse_row(item);
+        worker.query.seed_terms.assign(sparse.terms, sparse.terms + sparse.size);
+        std::vector<uint32_t> order(sparse.size);
+        std::iota(order.begin(), order.end(), 0U);
+        const size_t top = std::min<size_t>(order.size(), storage.config.seed_terms);
+        std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(top), order.end(), [&](uint32_t a, uint32_t b) {
+            const float x = std::fabs(sparse.values[a]), y = std::fabs(sparse.values[b]);
+            return x != y ? x > y : a < b;
+        });
+        worker.query.seed_terms.resize(top);
+        for (size_t i = 0; i < top; ++i) worker.query.seed_terms[i] = sparse.terms[order[i]];
+        walk(storage, links, worker.query, ranking_of(storage), storage.config.build_beam, storage.config.two_stage, worker.scratch, worker.counts);
+        std::vector<uint32_t> items;
+        for (const Candidate &c : worker.scratch.beam) items.push_back(c.item);
+        score_items(storage, items, worker);
+    }
+    const size_t kept = prune(storage, item, storage.config.degree, worker, out.row(row));
+    std::fill(out.row(row) + kept, out.row(row) + out.stride, kNoItem);
+}
+
+struct Reverse {
+    uint32_t target, source;
+    bool operator<(const Reverse &other) const { return target != other.target ? target < other.target : source < other.source; }
+};
+
+/// Adds links target -> source; a row that would overflow is pruned to `degree`.
+void link_reverse(const Storage &storage, Links &links, std::vector<Reverse> &pairs, int num_threads, std::vector<Worker> &workers) {
+    std::sort(pairs.begin(), pairs.end());
+    std::vector<size_t> groups;
+    for (size_t i = 0; i < pairs.size(); ++i)
+        if (i == 0 || pairs[i].target != pairs[i - 1].target) groups.push_back(i);
+    groups.push_back(pairs.size());
+    parallel_for(groups.size() - 1, num_threads, 32, [&](int w, size_t g) {
+        Worker &worker = workers[static_cast<size_t>(w)];
+        const uint32_t target = pairs[groups[g]].target;
+        uint32_t *row = links.row(target);
+        size_t count = links.count(target);
+        std::vector<uint32_t> items(row, row + count);
+        for (size_t i = groups[g]; i < groups[g + 1]; ++i)
+            if (std::find(row, row + count, pairs[i].source) == row + count) items.push_back(pairs[i].source);
+        if (items.size() > links.stride) {
+            load_query(storage, target, worker.query);
+            score_items(storage, items, worker);
+            count = prune(storage, target, storage.config.degree, worker, row);
+        } else {
+            std::copy(items.begin(), items.end(), row);
+            count = items.size();
+        }
+        std::fill(row + count, row + links.stride, kNoItem);
+    });
+}
+
+} // namespace
+
+void insert_items(const Storage &storage, Links &links, size_t first, int num_threads, const BuildProgress &progress) {
+    const size_t n = storage.size(), degree = storage.config.degree;
+    std::vector<Worker> workers(static_cast<size_t>(resolve_threads(num_threads)));
+    std::vector<Reverse> pairs;
+    for (size_t begin = first; begin < n;) {
+        const size_t size = begin == 0 ? kFirstBatch : std::max<size_t>(64, begin / 20);
+        const size_t end = std::min(n, begin + size);
+        std::vector<uint32_t> peers;
+        if (begin == 0)
+            for (size_t i = 0; i < end; ++i) peers.push_back(static_cast<uint32_t>(i));
+        Links fresh{Buffer<uint32_t>((end - begin) * degree, kNoItem), degree};
+        parallel_for(end - begin, num_threads, 8, [&](int w, size_t i) {
+            link_forward(storage, links, static_cast<uint32_t>(begin + i), begin, peers, workers[static_cast<size_t>(w)], fresh, i);
+        });
+        pairs.clear();
+        for (size_t i = begin; i < end; ++i) {
+            const uint32_t *row = fresh.row(i - begin);
+            std::copy(row, row + degree, links.row(i));
+            for (size_t j = 0; j < degree && row[j] != kNoItem; ++j) pairs.push_back({row[j], static_cast<uint32_t>(i)});
+        }
+        link_reverse(storage, links, pairs, num_threads, workers);
+        begin = end;
+        if (progress) progress(begin - first, n - first);
+    }
+}
+
+Links widen_links(const Links &links, size_t stride, size_t num_items) {
+    Links wide{Buffer<uint32_t>(num_items * stride, kNoItem), stride};
+    for (size_t i = 0; i * links.stride < links.data.size(); ++i) std::copy(links.row(i), links.row(i) + links.stride, wide.row(i));
+    return wide;
+}
+
+Links narrow_links(const Storage &storage, const Links &links, size_t stride, int num_threads) {
+    const size_t n = storage.size();
+    Links narrow{Buffer<uint32_t>(n * stride, kNoItem), stride};
+    std::vector<Worker> workers(static_cast<size_t>(resolve_threads(num_threads)));
+    parallel_for(n, num_threads, 32, [&](int w, size_t i) {
+        Worker &worker = workers[static_cast<size_t>(w)];
+        const size_t count = links.count(i);
+        if (count <= stride) {
+            std::copy(links.row(i), links.row(i) + count, narrow.row(i));
+            return;
+        }
+        load_query(storage, static_cast<uint32_t>(i), worker.query);
+        score_items(storage, {links.row(i), links.row(i) + count}, worker);
+        prune(storage, static_cast<uint32_t>(i), stride, worker, narrow.row(i));
+    });
+    return narrow;
+}
+
+void bypass_deleted(const Storage &storage, Links &links, int num_threads) {
+    const size_t n = storage.size();
+    const Links before{Buffer<uint32_t>::copy_of(links.data.data(), links.data.size()), links.stride};
+    std::vector<Worker> workers(static_cast<size_t>(resolve_threads(num_threads)));
+    parallel_for(n, num_threads, 32, [&](int w, size_t i) {
+        if (storage.deleted[i] != 0) return;
+        Worker &worker = workers[static_cast<size_t>(w)];
+        std::vector<uint32_t> items;
+        bool broken = false;
+        auto collect = [&](uint32_t item) {
+            if (storage.deleted[item] == 0 && item != i && std::find(items.begin(), items.end(), item) == items.end()) items.push_back(item);
+        };
+        for (size_t j = 0; j < before.count(i); ++j) {
+            const uint32_t item = before.row(i)[j];
+            collect(item);
+            if (storage.deleted[item] == 0) continue;
+            broken = true;
+            for (size_t m = 0; m < before.count(item); ++m) collect(before.row(item)[m]);
+        }
+        if (!broken) return;
+        load_query(storage, static_cast<uint32_t>(i), worker.query);
+        score_items(storage, items, worker);
+        const size_t kept = prune(storage, static_cast<uint32_t>(i), storage.config.degree, worker, links.row(i));
+        std::fill(links.row(i) + kept, links.row(i) + links.stride, kNoItem);
+    });
+}
+
+std::vector<uint32_t> locality_order(const Storage &storage, const Links &links) {
+    const size_t n = storage.size();
+    std::vector<uint32_t> order;
+    std::vector<uint8_t> seen(n, 0);
+    order.reserve(n);
+    for (size_t root = 0; root < n; ++root) {
+        if (seen[root] != 0) continue;
+        seen[root] = 1;
+        order.push_back(static_cast<uint32_t>(root));
+        for (size_t head = order.size() - 1; head < order.size(); ++head)
+            for (size_t j = 0; j < links.count(order[head]); ++j)
+                if (const uint32_t next = links.row(order[head])[j]; seen[next] == 0) seen[next] = 1, order.push_back(next);
+    }
+    return order;
+}
+
+} // namespace sparing

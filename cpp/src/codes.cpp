@@ -1,0 +1,238 @@
+// Encoding of items and queries: quantised dense part, heaviest terms, hashed query table.
+#include "sparing/codes.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace sparing {
+namespace {
+
+/// Step that minimises the squared error of `levels` symmetric levels over a few candidates.
+float best_step(const float *x, size_t dim, int bits) {
+    double sum = 0;
+    float peak = 0;
+    for (size_t i = 0; i < dim; ++i) {
+        sum += double{x[i]} * x[i];
+        peak = std::max(peak, std::fabs(x[i]));
+    }
+    if (peak == 0) return 0;
+    const float half = static_cast<float>((1 << (bits - 1))) - 0.5F;
+    if (bits == 8) return peak / 127.F;
+    const float sigma = static_cast<float>(std::sqrt(sum / static_cast<double>(dim)));
+    float best = peak / half;
+    double best_error = -1;
+    for (const float clip : {2.2F, 2.5F, 2.8F, 3.1F, 3.6F}) {
+        const float step = std::min(peak, sigma * clip) / half;
+        double error = 0;
+        for (size_t i = 0; i < dim; ++i) {
+            const float level = std::clamp(std::floor(x[i] / step), -half - 0.5F, half - 0.5F) + 0.5F;
+            const double e = double{x[i]} - double{level} * step;
+            error += e * e;
+        }
+        if (best_error < 0 || error < best_error) best_error = error, best = step;
+    }
+    return best;
+}
+
+void encode_dense(const CodeLayout &layout, const float *dense, uint8_t *record, float &step) {
+    step = 0;
+    const size_t dim = layout.dim;
+    if (layout.dense == DenseCode::Float32) {
+        auto *out = reinterpret_cast<float *>(record);
+        std::memset(out, 0, layout.dense_bytes());
+        if (dense != nullptr) std::copy(dense, dense + dim, out), step = 1;
+        return;
+    }
+    const bool four = layout.dense == DenseCode::Int4;
+    std::memset(record, 0, layout.dense_bytes());
+    if (dense != nullptr) step = best_step(dense, dim, four ? 4 : 8);
+    for (size_t i = 0; i < layout.padded_dim(); ++i) {
+        const float x = i < dim && dense != nullptr && step > 0 ? dense[i] / step : 0.F;
+        if (four) {
+            const auto code = static_cast<uint8_t>(std::clamp(std::floor(x) + 8.F, 0.F, 15.F));
+            const size_t block = i / 128 * 64, lane = i % 128;
+            record[block + lane % 64] = static_cast<uint8_t>(record[block + lane % 64] | (lane < 64 ? code : code << 4));
+        } else {
+            record[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(x), -127.F, 127.F) + 128.F);
+        }
+    }
+}
+
+/// Positions of the `keep` heaviest values of a row, ties by term, then back in term order.
+std::vector<uint32_t> heaviest(const SparseRow &row, size_t keep) {
+    std::vector<uint32_t> order(row.size);
+    std::iota(order.begin(), order.end(), 0U);
+    if (keep == 0 || keep >= row.size) return order;
+    std::nth_element(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(keep), order.end(), [&](uint32_t a, uint32_t b) {
+        const float x = std::fabs(row.values[a]), y = std::fabs(row.values[b]);
+        return x != y ? x > y : a < b;
+    });
+    order.resize(keep);
+    std::sort(order.begin(), order.end());
+    return order;
+}
+
+float peak_of(const SparseRow &row) {
+    float peak = 0;
+    for (size_t i = 0; i < row.size; ++i) peak = std::max(peak, std::fabs(row.values[i]));
+    return peak;
+}
+
+/// Largest bucket under a multiplier: the number of rounds that it needs.
+size_t rounds_needed(std::span<const uint16_t> prints, uint16_t multiplier) {
+    uint8_t load[TermTable::kBuckets] = {};
+    size_t worst = 0;
+    for (const uint16_t print : prints) worst = std::max<size_t>(worst, ++load[TermTable::bucket(print, multiplier)]);
+    return worst;
+}
+
+} // namespace
+
+void TermTable::assign(const SparseRow &row, std::span<const int16_t> weights, bool optimise) {
+    std::vector<uint16_t> prints(row.size);
+    for (size_t i = 0; i < row.size; ++i) prints[i] = fingerprint(row.terms[i]);
+    multiplier = 0x9E37;
+    num_rounds = rounds_needed(prints, multiplier);
+    uint32_t state = 0x2545F491U;
+    const size_t ideal = (row.size + 39) / 40;
+    for (int attempt = 0; optimise && attempt < 48 && num_rounds > ideal; ++attempt) {
+        state = state * 1664525U + 1013904223U;
+        const auto candidate = static_cast<uint16_t>((state >> 16) | 1U);
+        const size_t needed = rounds_needed(prints, candidate);
+        if (needed < num_rounds) num_rounds = needed, multiplier = candidate;
+    }
+    if (rounds.size() < num_rounds) rounds.resize(num_rounds);
+    for (size_t r = 0; r < num_rounds; ++r) {
+        std::memset(rounds[r].prints, 0xFF, sizeof rounds[r].prints);
+        std::memset(rounds[r].weights, 0, sizeof rounds[r].weights);
+        std::memset(rounds[r].exact, 0, sizeof rounds[r].exact);
+    }
+    uint8_t load[kBuckets] = {};
+    for (size_t i = 0; i < row.size; ++i) {
+        const size_t b = bucket(prints[i], multiplier);
+        Round &round = rounds[load[b]++];
+        round.prints[b] = prints[i];
+        round.weights[b] = weights[i];
+        round.terms[b] = row.terms[i];
+        round.exact[b] = row.values[i];
+    }
+}
+
+void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *record) {
+    std::memset(record, 0, layout.stride());
+    float steps[2] = {0, 0};
+    encode_dense(layout, dense, record, steps[0]);
+    auto *prints = reinterpret_cast<uint16_t *>(record + layout.terms_offset());
+    auto *values = reinterpret_cast<int8_t *>(record + layout.values_offset());
+    std::fill(prints, prints + layout.terms, kNoTerm);
+    const float peak = peak_of(row);
+    if (layout.terms != 0 && peak > 0) {
+        steps[1] = peak / 127.F;
+        size_t i = 0;
+        for (const uint32_t position : heaviest(row, layout.terms)) {
+            prints[i] = fingerprint(row.terms[position]);
+            values[i++] = static_cast<int8_t>(std::nearbyint(row.values[position] / steps[1]));
+        }
+    }
+    std::memcpy(record + layout.steps_offset(), steps, sizeof steps);
+}
+
+namespace {
+
+void set_dense(const CodeLayout &layout, const float *dense, float weight, Query &query) {
+    query.dense_float.assign(layout.padded_dim(), 0.F);
+    query.dense_int8.clear();
+    query.dense_sum = 0;
+    query.dense_weight = dense == nullptr ? 0.F : weight;
+    query.dense_factor = query.dense_weight;
+    if (dense == nullptr) return;
+    std::copy(dense, dense + layout.dim, query.dense_float.begin());
+    if (layout.dense == DenseCode::Float32) return;
+    query.dense_int8.assign(layout.padded_dim(), 0);
+    float peak = 0;
+    for (size_t i = 0; i < layout.dim; ++i) peak = std::max(peak, std::fabs(dense[i]));
+    if (peak == 0) {
+        query.dense_factor = 0;
+        return;
+    }
+    const float step = peak / 127.F;
+    for (size_t i = 0; i < layout.dim; ++i) {
+        query.dense_int8[i] = static_cast<int8_t>(std::nearbyint(dense[i] / step));
+        query.dense_sum += query.dense_int8[i];
+    }
+    query.dense_factor = weight * step;
+}
+
+} // namespace
+
+void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow &row, float dense_weight,
+                   float sparse_weight, size_t query_terms, Query &query) {
+    set_dense(layout, dense, dense_weight, query);
+    query.sparse_weight = row.size == 0 ? 0.F : sparse_weight;
+    const float peak = peak_of(row);
+    const float step = peak > 0 ? peak / 32767.F : 0.F;
+    query.sparse_factor = query.sparse_weight * step;
+    const std::vector<uint32_t> kept = heaviest(row, query_terms);
+    std::vector<int16_t> weights(row.size, 0);
+    for (const uint32_t position : kept)
+        if (step > 0) weights[position] = static_cast<int16_t>(std::nearbyint(row.values[position] / step));
+    query.table.assign(row, weights, true);
+    query.seed_terms.assign(kept.begin(), kept.end());
+    std::sort(query.seed_terms.begin(), query.seed_terms.end(), [&](uint32_t a, uint32_t b) {
+        const float x = std::fabs(row.values[a]), y = std::fabs(row.values[b]);
+        return x != y ? x > y : a < b;
+    });
+    for (uint32_t &position : query.seed_terms) position = row.terms[position];
+}
+
+void query_from_record(const CodeLayout &layout, const uint8_t *record, float dense_weight, float sparse_weight,
+                       const SparseRow &full, Query &query) {
+    float steps[2];
+    std::memcpy(steps, record + layout.steps_offset(), sizeof steps);
+    query.dense_sum = 0;
+    query.dense_weight = query.dense_factor = 0;
+    const size_t padded = layout.padded_dim();
+    if (layout.dense == DenseCode::Float32) {
+        const auto *dense = reinterpret_cast<const float *>(record);
+        query.dense_float.assign(dense, dense + padded);
+        query.dense_factor = steps[0] > 0 ? dense_weight : 0.F;
+    } else {
+        query.dense_int8.resize(padded);
+        const bool four = layout.dense == DenseCode::Int4;
+        for (size_t i = 0; i < padded; ++i) {
+            int code = 0;
+            if (four) {
+                const uint8_t pair = record[i / 128 * 64 + i % 64];
+                code = 2 * (i % 128 < 64 ? pair & 15 : pair >> 4) - 15;
+            } else {
+                code = int{record[i]} - 128;
+            }
+            query.dense_int8[i] = static_cast<int8_t>(i < layout.dim ? code : 0);
+            query.dense_sum += query.dense_int8[i];
+        }
+        query.dense_factor = dense_weight * steps[0] * (four ? 0.5F : 1.F);
+    }
+    if (layout.terms == 0) {
+        const float peak = peak_of(full);
+        std::vector<int16_t> weights(full.size, 0);
+        query.sparse_weight = query.sparse_factor = peak > 0 ? sparse_weight : 0.F;
+        query.table.assign(full, weights, false);
+        return;
+    }
+    const auto *prints = reinterpret_cast<const uint16_t *>(record + layout.terms_offset());
+    const auto *values = reinterpret_cast<const int8_t *>(record + layout.values_offset());
+    uint32_t terms[4096];
+    float zeros[4096];
+    int16_t weights[4096];
+    size_t size = 0;
+    for (; size < layout.terms && prints[size] != kNoTerm; ++size) {
+        terms[size] = prints[size];
+        weights[size] = static_cast<int16_t>(values[size] * 256);
+        zeros[size] = 0;
+    }
+    query.sparse_factor = sparse_weight * steps[1] / 256.F;
+    query.table.assign({terms, zeros, size}, {weights, size}, false);
+}
+
+} // namespace sparing

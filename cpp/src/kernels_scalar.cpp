@@ -1,0 +1,10 @@
+// Portable kernels: the meaning of all others.
+#include "kernels_impl.hpp"
+
+namespace sparing {
+namespace {
+struct Scalar : Portable {};
+} // namespace
+extern const Kernels kScalarKernels;
+const Kernels kScalarKernels{"scalar", Scoring<Scalar>::score_codes, Scoring<Scalar>::score_exact};
+} // namespace sparing

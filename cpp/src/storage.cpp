@@ -1,0 +1,144 @@
+// Appending, selecting and checking stored items.
+#include "sparing/storage.hpp"
+#include "sparing/parallel.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace sparing {
+
+void validate_batch(const ItemBatch &batch, size_t dim, const char *what) {
+    for (size_t i = 0; i < batch.size; ++i) {
+        const std::string row = std::string(what) + " row " + std::to_string(i);
+        if (batch.dense != nullptr) {
+            const float *x = batch.dense + i * dim;
+            for (size_t d = 0; d < dim; ++d)
+                if (!std::isfinite(x[d]))
+                    throw Error(ErrorKind::NonFinite, "dense " + row + ", column " + std::to_string(d) + " is " +
+                                                          std::to_string(x[d]) + "; every value must be finite: drop or repair that row");
+        }
+        const SparseRow sparse = batch.sparse_row(i);
+        for (size_t j = 0; j < sparse.size; ++j) {
+            if (!std::isfinite(sparse.values[j]))
+                throw Error(ErrorKind::NonFinite, "sparse " + row + ", term " + std::to_string(sparse.terms[j]) + " has weight " +
+                                                      std::to_string(sparse.values[j]) + "; every weight must be finite: drop or repair it");
+            if (j > 0 && sparse.terms[j] == sparse.terms[j - 1])
+                throw Error(ErrorKind::SparseFormat, "sparse " + row + " has term " + std::to_string(sparse.terms[j]) +
+                                                         " twice; terms of a row must be distinct: call sum_duplicates() first");
+            if (j > 0 && sparse.terms[j] < sparse.terms[j - 1])
+                throw Error(ErrorKind::SparseFormat, "sparse " + row + " is not sorted: term " + std::to_string(sparse.terms[j]) + " follows " +
+                                                         std::to_string(sparse.terms[j - 1]) + "; call sort_indices() first");
+        }
+    }
+}
+
+Storage::Storage(const Config &c) : config(c) {
+    layout.dense = c.dense_code;
+    layout.dim = c.dim;
+    layout.terms = c.doc_terms;
+    row_begin.push_back(0);
+    links.stride = c.degree;
+    seeds.per_term = c.seeds_per_term;
+}
+
+void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::vector<uint32_t> &order, int num_threads) {
+    const size_t first = size(), count = order.size(), dim = config.dim, stride = layout.stride();
+    Buffer<uint8_t> encoded(count * stride);
+    parallel_for(count, num_threads, 64, [&](int, size_t i) {
+        encode_item(layout, batch.dense_row(order[i], dim), batch.sparse_row(order[i]), &encoded[i * stride]);
+    });
+    size_t nonzeros = 0;
+    for (const uint32_t item : order) nonzeros += batch.sparse_row(item).size;
+    ids.reserve(first + count); // all memory first: running out leaves the storage as it was
+    deleted.reserve(first + count);
+    records.reserve((first + count) * stride);
+    dense.reserve((first + count) * dim);
+    row_begin.reserve(first + count + 1);
+    terms.reserve(terms.size() + nonzeros);
+    values.reserve(values.size() + nonzeros);
+    norms.reserve(first + count);
+    links.data.reserve((first + count) * links.stride);
+    records.append(encoded.data(), encoded.size());
+    const std::vector<float> absent(dim, 0.F);
+    for (const uint32_t item : order) {
+        const float *row = batch.dense_row(item, dim);
+        const SparseRow sparse = batch.sparse_row(item);
+        double dense_norm = 0, sparse_norm = 0;
+        for (size_t d = 0; row != nullptr && d < dim; ++d) dense_norm += double{row[d]} * row[d];
+        for (size_t j = 0; j < sparse.size; ++j) sparse_norm += double{sparse.values[j]} * sparse.values[j];
+        ids.push_back(new_ids[item]);
+        deleted.push_back(0);
+        dense.append(row != nullptr ? row : absent.data(), dim);
+        terms.append(sparse.terms, sparse.size);
+        values.append(sparse.values, sparse.size);
+        row_begin.push_back(terms.size());
+        norms.push_back(static_cast<float>(config.dense_weight * dense_norm + double{config.sparse_weight} * config.scale * sparse_norm));
+    }
+    links.data.resize((first + count) * links.stride, kNoItem);
+}
+
+Storage Storage::select(const std::vector<uint32_t> &order) const {
+    Storage out(config);
+    const size_t count = order.size(), stride = layout.stride(), dim = config.dim;
+    std::vector<uint32_t> renumbered(size(), kNoItem);
+    size_t nonzeros = 0;
+    for (size_t i = 0; i < count; ++i) {
+        renumbered[order[i]] = static_cast<uint32_t>(i);
+        nonzeros += row_begin[order[i] + 1] - row_begin[order[i]];
+    }
+    out.ids.reserve(count);
+    out.records.reserve(count * stride);
+    out.dense.reserve(count * dim);
+    out.terms.reserve(nonzeros);
+    out.values.reserve(nonzeros);
+    out.links.data.resize(count * links.stride, kNoItem);
+    for (size_t i = 0; i < count; ++i) {
+        const size_t item = order[i];
+        const SparseRow row = sparse_row(item);
+        out.ids.push_back(ids[item]);
+        out.deleted.push_back(deleted[item]);
+        out.records.append(record(item), stride);
+        if (dim != 0) out.dense.append(dense_row(item), dim);
+        out.terms.append(row.terms, row.size);
+        out.values.append(row.values, row.size);
+        out.row_begin.push_back(out.terms.size());
+        out.norms.push_back(norms[item]);
+        uint32_t *to = out.links.row(i);
+        for (size_t j = 0; j < links.stride && links.row(item)[j] != kNoItem; ++j)
+            if (const uint32_t target = renumbered[links.row(item)[j]]; target != kNoItem) *to++ = target;
+    }
+    out.refresh_entries(0);
+    return out;
+}
+
+void Storage::refresh_entries(size_t first) {
+    const size_t n = size();
+    entries = Buffer<uint32_t>();
+    const size_t count = std::min<size_t>(n, config.num_entries);
+    for (size_t i = 0; i < count; ++i) entries.push_back(static_cast<uint32_t>((2 * i + 1) * n / (2 * count)));
+    const auto wanted = static_cast<uint32_t>(std::clamp<size_t>(std::bit_ceil(n / 4 + 1), 64, 65536));
+    if (first == 0 || wanted > seeds.num_buckets || seed_weights.size() != seeds.items.size()) {
+        seeds.num_buckets = std::max(wanted, first == 0 ? 0U : seeds.num_buckets);
+        seeds.items = Buffer<uint32_t>(size_t{seeds.num_buckets} * seeds.per_term, kNoItem);
+        seed_weights = Buffer<float>(seeds.items.size(), 0.F);
+        first = 0;
+    }
+    for (size_t i = first; i < n && seeds.per_term != 0; ++i) {
+        const SparseRow row = sparse_row(i);
+        for (size_t j = 0; j < row.size; ++j) {
+            const size_t begin = size_t{fingerprint(row.terms[j]) & (seeds.num_buckets - 1)} * seeds.per_term;
+            const float weight = std::fabs(row.values[j]);
+            if (weight <= seed_weights[begin + seeds.per_term - 1]) continue;
+            size_t at = begin + seeds.per_term - 1;
+            for (; at > begin && seed_weights[at - 1] < weight; --at) {
+                seed_weights[at] = seed_weights[at - 1];
+                seeds.items[at] = seeds.items[at - 1];
+            }
+            seed_weights[at] = weight;
+            seeds.items[at] = static_cast<uint32_t>(i);
+        }
+    }
+}
+
+} // namespace sparing
