@@ -67,7 +67,7 @@ test-slow: $(VENV)/.stamp-demo  ## the slow tests
 test-native: $(VENV)/.stamp-package  ## the compiled core under AddressSanitizer and UBSan: C++ tests, then Python tests
 	@echo "--- building with sanitizers in $(ASAN)"
 	$(BIN)/cmake -S . -B $(ASAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)" \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -DSPARING_SANITIZE=ON -DSPARING_BUILD_TESTS=ON > $(VENV)/asan-configure.log || { cat $(VENV)/asan-configure.log; exit 1; }
 	$(BIN)/cmake --build $(ASAN)
 	export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
@@ -77,12 +77,11 @@ test-native: $(VENV)/.stamp-package  ## the compiled core under AddressSanitizer
 	$(BIN)/cmake --install $(ASAN) --prefix $(ASAN)/site > $(VENV)/asan-install.log
 	PURELIB="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	export PYTHONPATH="$(CURDIR)/$(ASAN)/site:$$PURELIB"
-	$(BIN)/python -S -c 'import sparing._core as c; assert "$(ASAN)/site" in c.__file__, c.__file__' 2>/dev/null || \
-	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  $(BIN)/python -S -c 'import sparing._core as c; assert "$(ASAN)/site" in c.__file__, c.__file__'
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
-	  $(BIN)/python -S -m pytest $(NOT_SLOW) --timeout 900 --ignore=tests/unit/hybrid/encoders $(PYTEST_ARGS) \
-	  $$(for d in $(NATIVE_TESTS); do [ -e $$d ] && echo $$d; done)
+	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc
+	$(BIN)/python -S -c 'import sparing._core as core; print("---", core.__file__.removeprefix("$(CURDIR)/"))' \
+	  | tee /dev/stderr | grep -q '^--- $(ASAN)/site/'
+	$(BIN)/python -S -m pytest $(NOT_SLOW) --timeout 900 --ignore=tests/unit/hybrid/encoders $(PYTEST_ARGS) \
+	  $(wildcard $(NATIVE_TESTS))
 
 test-wheel: $(VENV)/.stamp-build  ## build the wheel and test it with the base dependencies only, outside the source tree
 	@echo "--- building the wheel"
