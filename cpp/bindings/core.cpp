@@ -65,6 +65,28 @@ BuildProgress progress_of(const std::optional<nb::callable> &callback) {
     };
 }
 
+/// Bytes of each array, and the number of links.
+nb::dict sizes_of(const Index &index) {
+    return index.read([](const Storage &s) {
+        nb::dict out;
+        out["ids"] = s.ids.bytes();
+        out["deleted"] = s.deleted.bytes();
+        out["records"] = s.records.bytes();
+        out["dense"] = s.dense.bytes();
+        out["row_begin"] = s.row_begin.bytes();
+        out["terms"] = s.terms.bytes();
+        out["values"] = s.values.bytes();
+        out["norms"] = s.norms.bytes();
+        out["links"] = s.links.data.bytes();
+        out["entries"] = s.entries.bytes();
+        out["seeds"] = s.seeds.items.bytes();
+        size_t num_links = 0;
+        for (size_t i = 0; i < s.size(); ++i) num_links += s.links.count(i);
+        out["num_links"] = num_links;
+        return out;
+    });
+}
+
 nb::dict arrays_of(const Index &index) {
     return index.read([](const Storage &s) {
         nb::dict out;
@@ -175,6 +197,7 @@ NB_MODULE(_core, m) {
             nb::arg("count"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(), nb::arg("values").none(), nb::arg("weights"),
             nb::arg("k"), nb::arg("beam"), nb::arg("query_terms"), nb::arg("filter").none(), nb::arg("exact"), nb::arg("num_threads"))
         .def("arrays", &arrays_of)
+        .def("sizes", &sizes_of)
         .def_static(
             "open",
             [](const Config &config, nb::dict arrays, bool borrow) {

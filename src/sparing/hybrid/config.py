@@ -1,0 +1,82 @@
+"""HybridConfig: every choice of an index, each approximation a switch of its own."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparing.errors import ConfigError
+
+__all__ = ["AlignmentStatistic", "HybridConfig", "make_config"]
+
+AlignmentStatistic = Literal["std", "range", "mean", "none"]
+
+
+class HybridConfig(BaseModel):
+    """How an index is built and searched; frozen, printable, saved with the index.
+
+    Attributes:
+        metric: ``"ip"`` keeps raw inner products; ``"cosine"`` L2-normalises the dense part (and only that).
+        degree: out-links an item, 4 to 256.
+        build_beam: width of the search that finds an item's neighbours, 8 to 4096; wider is slower and better.
+        beam: default width of a search, 1 to 65536.
+        seed: seed of the insertion order and of the pairs that align the scales.
+        alignment: statistic of the scores of random passage pairs that brings both parts to one scale; ``"none"`` uses 1.
+        scale: overrides the alignment with a factor of the caller's, > 0.
+        num_pairs: passage pairs drawn for the alignment.
+        dense_code: precision of the dense part in traversal; answers are always re-scored at full precision.
+        doc_terms: heaviest terms of an item kept for traversal, 1 to 4096; ``None`` reads all of them at full precision.
+        query_terms: heaviest terms of a query used in traversal; ``None`` uses all.
+        two_stage: dense distances only until the walk stops improving, hybrid ones after that (paper, section 4).
+        weights: weights of construction, dense and sparse.
+        similarity: how construction compares items: inner product, L2 or cosine of the joint vector.
+        num_entries: items spread over the index at which every search starts, 1 to 65536.
+        seeds_per_term: for each term the items in which it is heaviest, at which a sparse query starts too; 0: none.
+        seed_terms: how many of the heaviest query terms use them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    metric: Literal["ip", "cosine"] = "ip"
+    degree: Annotated[int, Field(ge=4, le=256)] = 32
+    build_beam: Annotated[int, Field(ge=8, le=4096)] = 96
+    beam: Annotated[int, Field(ge=1, le=65536)] = 64
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    alignment: AlignmentStatistic = "std"
+    scale: Annotated[float, Field(gt=0)] | None = None
+    num_pairs: Annotated[int, Field(ge=100, le=10_000_000)] = 10_000
+    dense_code: Literal["int4", "int8", "float32"] = "int4"
+    doc_terms: Annotated[int, Field(ge=1, le=4096)] | None = 40
+    query_terms: Annotated[int, Field(ge=1, le=65536)] | None = None
+    two_stage: bool = False
+    weights: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 0.5)
+    similarity: Literal["ip", "l2", "cosine"] = "ip"
+    num_entries: Annotated[int, Field(ge=1, le=65536)] = 32
+    seeds_per_term: Annotated[int, Field(ge=0, le=64)] = 4
+    seed_terms: Annotated[int, Field(ge=0, le=1024)] = 8
+
+    @classmethod
+    def naive(cls, **changes: object) -> "HybridConfig":
+        """The single-graph hybrid with every lever off: float32 dense, all terms, no stages; for comparison.
+
+        Args:
+            **changes: fields to set on top of that.
+
+        Raises:
+            ConfigError: an unknown field or a value out of range.
+        """
+        return make_config(
+            {"dense_code": "float32", "doc_terms": None, "query_terms": None, "two_stage": False, **changes}
+        )
+
+
+def make_config(fields: dict[str, object]) -> HybridConfig:
+    """Validates fields into a config.
+
+    Raises:
+        ConfigError: naming each bad field, what was expected and what came.
+    """
+    try:
+        return HybridConfig.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise ConfigError(f"config: {problems}") from None
