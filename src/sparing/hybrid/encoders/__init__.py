@@ -21,7 +21,6 @@ __all__ = [
     "SparseTextEncoder",
     "SpladeEncoder",
     "SpladeSettings",
-    "load_sparse",
     "make_dense",
     "make_sparse",
     "parse_settings",
@@ -67,18 +66,3 @@ def make_sparse(encoder: SparseTextEncoder | BM25Settings | SpladeSettings | str
     raise ArgumentError(
         f'sparse: expected "bm25", a model directory, settings or an encoder, got {type(encoder).__name__}'
     )
-
-
-def load_sparse(settings: BM25Settings | SpladeSettings, folder: Path) -> SparseTextEncoder:
-    """Makes a saved sparse encoder again.
-
-    Args:
-        settings: its settings.
-        folder: where its :meth:`~SparseTextEncoder.save_state` wrote.
-
-    Raises:
-        ArgumentError: the model's directory is gone.
-        FormatError: the state is damaged, or the model is not the one that was saved.
-        MissingExtraError: bm25s, PyStemmer or sentence-transformers is not installed.
-    """
-    return BM25Encoder.load(settings, folder) if isinstance(settings, BM25Settings) else SpladeEncoder(settings)

@@ -21,14 +21,14 @@ from typing import Annotated, Self
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparing.errors import ArgumentError, ConfigError, FormatError, MissingExtraError
 from sparing.hybrid.encoders.batches import checked_texts
 from sparing.hybrid.encoders.settings import BM25Settings, one_line
 from sparing.runs.progress import Progress
 
-__all__ = ["BM25Encoder"]
+__all__ = ["BM25Encoder", "BM25Statistics"]
 
 _STATE_FILE = "bm25.json"
 _CHUNK = 2048
@@ -39,13 +39,30 @@ _STOPWORD_LANGUAGES = {
 }
 
 
-class _State(BaseModel):
+class BM25Statistics(BaseModel):
+    """What a BM25 encoder learned from its documents; saved with an index.
+
+    Attributes:
+        num_documents: N.
+        average_length: l_avg, in terms.
+        terms: the vocabulary, in the order of the term ids.
+        document_frequencies: df of each term.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     num_documents: int = Field(ge=1)
     average_length: float = Field(ge=0, allow_inf_nan=False)
     terms: list[str]
     document_frequencies: list[Annotated[int, Field(ge=1)]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not len(self.document_frequencies) == len(self.terms) == len(set(self.terms)):
+            raise ValueError("expected distinct terms, each with a document frequency")
+        if max(self.document_frequencies, default=0) > self.num_documents:
+            raise ValueError("expected no term in more documents than there are")
+        return self
 
 
 class BM25Encoder:
@@ -57,6 +74,7 @@ class BM25Encoder:
 
     Args:
         settings: k1, b, language; the defaults where None.
+        statistics: what a fitted encoder learned, or None for one to be fitted.
 
     Raises:
         ConfigError: a language without a stemmer.
@@ -72,13 +90,12 @@ class BM25Encoder:
     Thread safety: immutable after construction, so any number of threads may encode.
     """
 
-    def __init__(self, settings: BM25Settings | None = None) -> None:
+    def __init__(self, settings: BM25Settings | None = None, *, statistics: BM25Statistics | None = None) -> None:
         self._settings = settings or BM25Settings()
-        _check_language(self._settings.language)
-        self._terms: dict[str, int] = {}
-        self._df: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._num_documents = 0
-        self._average_length = 0.0
+        if statistics is None:
+            _check_language(self._settings.language)
+        self._statistics = statistics
+        self._terms = {term: i for i, term in enumerate(statistics.terms)} if statistics else {}
 
     @property
     def settings(self) -> BM25Settings:
@@ -93,7 +110,7 @@ class BM25Encoder:
     @property
     def num_documents(self) -> int:
         """The number of documents that the encoder was fitted on; 0 before."""
-        return self._num_documents
+        return self._statistics.num_documents if self._statistics else 0
 
     def fit(self, texts: Sequence[str], *, progress: Progress | None = None) -> Self:
         """Learns the vocabulary, the document frequencies and the average length.
@@ -120,7 +137,13 @@ class BM25Encoder:
             if progress is not None:
                 progress("bm25 statistics", min(start + _CHUNK, len(texts)), len(texts))
         terms = sorted(frequencies)
-        return self._with_statistics(terms, [frequencies[term] for term in terms], len(texts), num_tokens / len(texts))
+        statistics = BM25Statistics(
+            num_documents=len(texts),
+            average_length=num_tokens / len(texts),
+            terms=terms,
+            document_frequencies=[frequencies[term] for term in terms],
+        )
+        return type(self)(self._settings, statistics=statistics)
 
     def extended(self, texts: Sequence[str]) -> Self:
         """Adds the terms of further documents to the vocabulary; the statistics stay.
@@ -135,13 +158,17 @@ class BM25Encoder:
             ArgumentError: no texts, or the encoder is not fitted.
             DtypeError: something that is not a string.
         """
-        self._check_fitted()
+        known = self._fitted()
         new = {token for tokens in self._tokenize(checked_texts(texts)) for token in tokens} - self._terms.keys()
         if not new:
             return self
-        terms = [*self._terms, *sorted(new)]
-        frequencies = [*self._df.tolist(), *([1] * len(new))]
-        return self._with_statistics(terms, frequencies, self._num_documents, self._average_length)
+        statistics = BM25Statistics(
+            num_documents=known.num_documents,
+            average_length=known.average_length,
+            terms=[*known.terms, *sorted(new)],
+            document_frequencies=[*known.document_frequencies, *([1] * len(new))],
+        )
+        return type(self)(self._settings, statistics=statistics)
 
     def encode_documents(
         self,
@@ -164,7 +191,7 @@ class BM25Encoder:
             ArgumentError: no texts, or the encoder is not fitted.
             DtypeError: something that is not a string.
         """
-        self._check_fitted()
+        self._fitted()
         texts = checked_texts(texts)
         parts = []
         for start in range(0, len(texts), _CHUNK):
@@ -187,7 +214,7 @@ class BM25Encoder:
             ArgumentError: no texts, or the encoder is not fitted.
             DtypeError: something that is not a string.
         """
-        self._check_fitted()
+        self._fitted()
         return self._counts(checked_texts(texts))[0]
 
     def save_state(self, folder: Path) -> None:
@@ -196,14 +223,7 @@ class BM25Encoder:
         Raises:
             ArgumentError: the encoder is not fitted.
         """
-        self._check_fitted()
-        state = _State(
-            num_documents=self._num_documents,
-            average_length=self._average_length,
-            terms=list(self._terms),
-            document_frequencies=self._df.tolist(),
-        )
-        (folder / _STATE_FILE).write_text(state.model_dump_json(), encoding="utf-8")
+        (folder / _STATE_FILE).write_text(self._fitted().model_dump_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, settings: BM25Settings, folder: Path) -> Self:
@@ -219,40 +239,26 @@ class BM25Encoder:
         """
         path = folder / _STATE_FILE
         try:
-            state = _State.model_validate_json(path.read_bytes())
+            statistics = BM25Statistics.model_validate_json(path.read_bytes())
         except OSError as error:
             raise FormatError(f"{path}: cannot be read ({error.strerror}); build the index again") from error
         except ValidationError as error:
             raise FormatError(f"{path}: not a BM25 vocabulary ({one_line(error)}); build the index again") from error
-        frequencies = np.asarray(state.document_frequencies, np.int64)
-        fits = (
-            len(frequencies) == len(state.terms) == len(set(state.terms)) and (frequencies <= state.num_documents).all()
-        )
-        if not fits:
-            raise FormatError(f"{path}: terms and document frequencies do not fit each other; build the index again")
-        return cls(settings)._with_statistics(state.terms, frequencies, state.num_documents, state.average_length)
+        return cls(settings, statistics=statistics)
 
-    def _with_statistics(
-        self, terms: Sequence[str], frequencies: Sequence[int] | NDArray[np.int64], num_documents: int, average: float
-    ) -> Self:
-        other = type(self)(self._settings)
-        other._terms = {term: position for position, term in enumerate(terms)}
-        other._df = np.asarray(frequencies, np.int64)
-        other._num_documents = num_documents
-        other._average_length = average
-        return other
-
-    def _check_fitted(self) -> None:
-        if self._num_documents == 0:
+    def _fitted(self) -> BM25Statistics:
+        if self._statistics is None:
             raise ArgumentError(
                 "encoder: expected a fitted BM25 encoder, got one without a vocabulary; call fit(texts)"
             )
+        return self._statistics
 
     def _tokenize(self, texts: list[str]) -> list[list[str]]:
+        language = self._settings.language
+        _check_language(language)
         import bm25s
         import Stemmer
 
-        language = self._settings.language
         tokens: list[list[str]] = bm25s.tokenize(
             texts,
             token_pattern=rf"(?u)\b\w{{{self._settings.min_token_length},}}\b",
@@ -276,9 +282,10 @@ class BM25Encoder:
         return counts, np.array([len(tokens) for tokens in rows], np.float32)
 
     def _weights(self, counts: sp.csr_array, lengths: NDArray[np.float32]) -> sp.csr_array:
-        s = self._settings
-        idf = np.log1p((self._num_documents - self._df + 0.5) / (self._df + 0.5))
-        relative = lengths / self._average_length if self._average_length > 0 else np.ones_like(lengths)
+        s, learned = self._settings, self._fitted()
+        df = np.asarray(learned.document_frequencies, np.float64)
+        idf = np.log1p((learned.num_documents - df + 0.5) / (df + 0.5))
+        relative = lengths / learned.average_length if learned.average_length > 0 else np.ones_like(lengths)
         denominator = np.repeat(s.k1 * (1 - s.b + s.b * relative), np.diff(counts.indptr))
         # k1 = 0 and b = 1 keep a positive denominator, because tf is at least 1.
         data = idf[counts.indices] * counts.data / (counts.data + denominator)
