@@ -69,9 +69,9 @@ class DocumentStore:
         """
         if path.exists():
             raise ArgumentError(f"path: expected a new file, but {str(path)!r} is there already")
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection = _connect(path, "rwc")
         store = cls(connection, path, writable=True)
-        with store._errors():
+        with _sqlite_errors(path):
             store._prepare_for_writing()
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -93,14 +93,11 @@ class DocumentStore:
         """
         if not path.is_file():
             raise FormatError(f"{path}: the documents are missing; build the index again")
-        uri = path.resolve().as_uri() + ("?mode=rw" if writable else "?mode=ro&immutable=1")
-        store = cls(
-            sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False), path, writable=writable
-        )
+        store = cls(_connect(path, "rw" if writable else "ro&immutable=1"), path, writable=writable)
         try:
             store._check_kind()
             if writable:
-                with store._errors():
+                with _sqlite_errors(path):
                     store._prepare_for_writing()
                     store._connection.execute("BEGIN")
         except BaseException:
@@ -110,7 +107,7 @@ class DocumentStore:
 
     def close(self) -> None:
         """Writes pending changes and closes the file; closing twice is fine."""
-        with self._lock, self._errors():
+        with self._lock, _sqlite_errors(self._path):
             if self._close.alive and self._connection.in_transaction:
                 self._connection.execute("COMMIT")
             self._close()
@@ -246,7 +243,7 @@ class DocumentStore:
             "SELECT id, key, text, metadata FROM documents WHERE id IN (SELECT value FROM json_each(?))",
             json.dumps(wanted),
         )
-        with self._errors():
+        with _sqlite_errors(self._path):
             found = {row[0]: Document(row[1], row[2], json.loads(row[3])) for row in rows}
         unknown = [i for i in wanted if i not in found]
         if unknown:
@@ -332,24 +329,15 @@ class DocumentStore:
         self._connection.executemany("INSERT INTO tags VALUES (?, ?, ?)", tags)
 
     def _rows(self, sql: str, *parameters: str) -> list[tuple[Any, ...]]:
-        with self._lock, self._errors():
+        with self._lock, _sqlite_errors(self._path):
             return self._connection.execute(sql, parameters).fetchall()
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
         if not self._writable:
             raise ReadOnlyError(f"{self._path}: open for reading only")
-        with self._lock, self._errors():
+        with self._lock, _sqlite_errors(self._path):
             yield self._connection
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, json.JSONDecodeError) as error:
-            if "disk is full" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device", str(self._path)) from error
-            raise FormatError(f"{self._path}: the documents cannot be read or written: {error}") from error
 
     def _prepare_for_writing(self) -> None:
         # The whole folder is put in force or thrown away, so that a journal and flushes here would only cost time.
@@ -364,6 +352,22 @@ class DocumentStore:
             raise VersionError(
                 f"{self._path}: expected version {_VERSION}, got {version}; use a newer release of sparing"
             )
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    with _sqlite_errors(path):
+        uri = f"{path.resolve().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+
+@contextlib.contextmanager
+def _sqlite_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, json.JSONDecodeError) as error:
+        if "disk is full" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
+        raise FormatError(f"{path}: the documents cannot be read or written: {error}") from error
 
 
 def _some(values: Sequence[object]) -> str:

@@ -417,7 +417,7 @@ class TextIndex:
 
 def _generation_in_force(root: Path) -> Path:
     for _ in range(_ATTEMPTS - 1):
-        # The generation that was in force may be removed while its files are looked at; the next try sees the newer one.
+        # A generation may be removed while its files are looked at; the next try sees the newer one.
         with contextlib.suppress(FormatError):
             return current_generation(root)
     return current_generation(root)
