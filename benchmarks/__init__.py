@@ -1,0 +1,1 @@
+"""Benchmarks, one package a system; each keeps its committed results beside its scripts."""

@@ -1,0 +1,1 @@
+"""Hybrid retrieval benchmarks: rivals, the measuring harness and the alignment study."""
