@@ -132,7 +132,6 @@ NB_MODULE(_core, m) {
         .def_rw("query_terms", &Config::query_terms)
         .def_rw("degree", &Config::degree)
         .def_rw("build_beam", &Config::build_beam)
-        .def_rw("alpha", &Config::alpha)
         .def_rw("similarity", &Config::similarity)
         .def_rw("dense_weight", &Config::dense_weight)
         .def_rw("sparse_weight", &Config::sparse_weight)

@@ -14,7 +14,7 @@ constexpr size_t kFirstBatch = 256; ///< compared all with all
 struct Worker {
     Scratch scratch;
     Query query, other;
-    std::vector<Candidate> candidates;
+    std::vector<Candidate> candidates, occluded;
     std::vector<uint32_t> open;
     std::vector<float> own_scores, scores;
     SearchCounts counts;
@@ -46,7 +46,7 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
     std::vector<Candidate> &candidates = worker.candidates;
     for (Candidate &c : candidates) c.score = -nearness(c.score, item, c.item);
     std::sort(candidates.begin(), candidates.end(), better);
-    const float alpha = storage.config.similarity == Similarity::InnerProduct ? 1.F : storage.config.alpha;
+    worker.occluded.clear();
     worker.open.clear();
     worker.own_scores.clear();
     for (size_t i = 0; i < candidates.size(); ++i) {
@@ -67,13 +67,19 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
         kernels().score_codes(storage.view(), worker.other, Stage::Hybrid, open.data(), open.size(), worker.scores.data());
         size_t left = 0;
         for (size_t i = 0; i < open.size(); ++i) {
-            if (alpha * nearness(worker.scores[i], chosen, open[i]) < worker.own_scores[i]) continue;
+            if (nearness(worker.scores[i], chosen, open[i]) < worker.own_scores[i]) {
+                worker.occluded.push_back({-worker.own_scores[i], open[i]});
+                continue;
+            }
             open[left] = open[i];
             worker.own_scores[left++] = worker.own_scores[i];
         }
         open.resize(left);
         worker.own_scores.resize(left);
     }
+    // Places left over go to the nearest of the others: more ways through the graph at other weights than those of construction.
+    if (kept < degree) std::sort(worker.occluded.begin(), worker.occluded.end(), better);
+    for (size_t i = 0; kept < degree && i < worker.occluded.size(); ++i) out[kept++] = worker.occluded[i].item;
     return kept;
 }
 

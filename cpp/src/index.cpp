@@ -230,7 +230,7 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     expect_size(saved.records, n * storage.layout.stride(), "records");
     expect_size(saved.dense, n * config.dim, "dense");
     expect_size(saved.row_begin, n + 1, "row_begin");
-    expect_size(saved.norms, n, "norms");
+    expect_size(saved.norms, config.similarity == Similarity::InnerProduct ? 0 : n, "norms");
     expect_size(saved.links, n * config.degree, "links");
     expect_size(saved.entries, std::min<size_t>(n, config.num_entries), "entries");
     expect_size(saved.values, saved.terms.size(), "values");

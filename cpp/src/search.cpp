@@ -58,10 +58,10 @@ class Beam {
         entries_[cursor_].item |= kExpanded;
         return item;
     }
-    uint32_t peek() const {
-        for (size_t i = cursor_; i < size_; ++i)
-            if ((entries_[i].item & kExpanded) == 0) return entries_[i].item;
-        return kNoItem;
+    /// Calls body(item) for the `count` best unexpanded items.
+    template <class Body> void each_open(size_t count, Body &&body) const {
+        for (size_t i = cursor_; i < size_ && count != 0; ++i)
+            if ((entries_[i].item & kExpanded) == 0) body(entries_[i].item), --count;
     }
     float best() const { return size_ == 0 ? 0.F : entries_[0].score; }
     size_t size() const { return size_; }
@@ -106,7 +106,6 @@ void gather_starts(const Storage &storage, const Query &query, Scratch &scratch)
 }
 
 void gather_neighbours(const Links &links, uint32_t item, Scratch &scratch) {
-    scratch.block.clear();
     const uint32_t *row = links.row(item);
     for (size_t j = 0; j < links.stride && row[j] != kNoItem; ++j)
         if (scratch.visit(row[j])) scratch.block.push_back(row[j]);
@@ -117,7 +116,7 @@ bool is_allowed(const Storage &storage, const SearchOptions &options, uint32_t i
     return options.allowed == nullptr || (options.allowed[item >> 6] >> (item & 63) & 1U) != 0;
 }
 
-/// Exact scores for scratch.pool (best traversal score first); keeps the k best in `out`.
+/// Exact scores for all of scratch.pool; keeps the k best in `out`, ties by id.
 void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scratch, std::vector<Candidate> &out, SearchCounts &counts) {
     scratch.block.clear();
     for (const Candidate &c : scratch.pool) scratch.block.push_back(c.item);
@@ -167,6 +166,7 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
         std::pop_heap(frontier.begin(), frontier.end(), better_first);
         frontier.pop_back();
         ++counts.hops;
+        scratch.block.clear();
         gather_neighbours(storage.links, next.item, scratch);
         take_block();
     }
@@ -231,15 +231,20 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
     };
     gather_starts(storage, query, scratch);
     take_block();
+    constexpr size_t kTogether = 2; ///< items expanded at once: longer blocks hide more of the memory's latency
     for (uint32_t item = beam.next(); item != kNoItem; item = beam.next()) {
-        ++counts.hops;
         const float before = beam.best();
-        gather_neighbours(links, item, scratch);
+        scratch.block.clear();
+        for (size_t taken = 0; item != kNoItem; item = beam.next()) {
+            ++counts.hops;
+            gather_neighbours(links, item, scratch);
+            if (++taken == kTogether) break;
+        }
         take_block();
-        if (const uint32_t coming = beam.peek(); coming != kNoItem) {
+        beam.each_open(kTogether, [&](uint32_t coming) {
             const uint32_t *row = links.row(coming);
             for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
-        }
+        });
         if (stage == Stage::DenseOnly && beam.best() <= before) {
             // The dense walk has arrived: score the whole beam once with both parts and go on with both.
             stage = Stage::Hybrid;

@@ -57,7 +57,7 @@ void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::
     row_begin.reserve(first + count + 1);
     terms.reserve(terms.size() + nonzeros);
     values.reserve(values.size() + nonzeros);
-    norms.reserve(first + count);
+    if (config.similarity != Similarity::InnerProduct) norms.reserve(first + count);
     links.data.reserve((first + count) * links.stride);
     records.append(encoded.data(), encoded.size());
     const std::vector<float> absent(dim, 0.F);
@@ -73,7 +73,8 @@ void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::
         terms.append(sparse.terms, sparse.size);
         values.append(sparse.values, sparse.size);
         row_begin.push_back(terms.size());
-        norms.push_back(static_cast<float>(config.dense_weight * dense_norm + double{config.sparse_weight} * config.scale * sparse_norm));
+        if (config.similarity != Similarity::InnerProduct)
+            norms.push_back(static_cast<float>(config.dense_weight * dense_norm + double{config.sparse_weight} * config.scale * sparse_norm));
     }
     links.data.resize((first + count) * links.stride, kNoItem);
 }
@@ -103,7 +104,7 @@ Storage Storage::select(const std::vector<uint32_t> &order) const {
         out.terms.append(row.terms, row.size);
         out.values.append(row.values, row.size);
         out.row_begin.push_back(out.terms.size());
-        out.norms.push_back(norms[item]);
+        if (!norms.empty()) out.norms.push_back(norms[item]);
         uint32_t *to = out.links.row(i);
         for (size_t j = 0; j < links.stride && links.row(item)[j] != kNoItem; ++j)
             if (const uint32_t target = renumbered[links.row(item)[j]]; target != kNoItem) *to++ = target;
@@ -117,7 +118,7 @@ void Storage::refresh_entries(size_t first) {
     entries = Buffer<uint32_t>();
     const size_t count = std::min<size_t>(n, config.num_entries);
     for (size_t i = 0; i < count; ++i) entries.push_back(static_cast<uint32_t>((2 * i + 1) * n / (2 * count)));
-    const auto wanted = static_cast<uint32_t>(std::clamp<size_t>(std::bit_ceil(n / 4 + 1), 64, 65536));
+    const auto wanted = static_cast<uint32_t>(std::clamp<size_t>(std::bit_ceil(n / 8 + 1), 1024, 65536));
     if (first == 0 || wanted > seeds.num_buckets || seed_weights.size() != seeds.items.size()) {
         seeds.num_buckets = std::max(wanted, first == 0 ? 0U : seeds.num_buckets);
         seeds.items = Buffer<uint32_t>(size_t{seeds.num_buckets} * seeds.per_term, kNoItem);

@@ -18,13 +18,12 @@ struct Config {
     uint32_t doc_terms = 40;  ///< kept terms an item in traversal; 0 keeps all, at full precision
     uint32_t query_terms = 0; ///< kept query terms in traversal; 0 keeps all
     uint32_t degree = 32;
-    uint32_t build_beam = 64;
-    float alpha = 1.0F; ///< pruning slack of the diversity rule, >= 1 keeps more
+    uint32_t build_beam = 128;
     Similarity similarity = Similarity::InnerProduct;
     float dense_weight = 0.5F, sparse_weight = 0.5F; ///< weights of construction
     float scale = 1.F;                               ///< alignment factor
     uint32_t num_entries = 32;
-    uint32_t seeds_per_term = 2;
+    uint32_t seeds_per_term = 3;
     uint32_t seed_terms = 8; ///< heaviest query terms that open a search
     bool two_stage = false;
     uint64_t seed = 0;
@@ -82,7 +81,7 @@ struct Storage {
     Buffer<uint64_t> row_begin;
     Buffer<uint32_t> terms;
     Buffer<float> values;
-    Buffer<float> norms; ///< squared hybrid norm under the construction weights
+    Buffer<float> norms; ///< squared joint norm under the construction weights; empty for the inner product
     Links links;
     Buffer<uint32_t> entries;
     Seeds seeds;

@@ -38,7 +38,7 @@ class HybridConfig(BaseModel):
 
     metric: Literal["ip", "cosine"] = "ip"
     degree: Annotated[int, Field(ge=4, le=256)] = 32
-    build_beam: Annotated[int, Field(ge=8, le=4096)] = 96
+    build_beam: Annotated[int, Field(ge=8, le=4096)] = 128
     beam: Annotated[int, Field(ge=1, le=65536)] = 64
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     alignment: AlignmentStatistic = "std"
@@ -51,7 +51,7 @@ class HybridConfig(BaseModel):
     weights: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 0.5)
     similarity: Literal["ip", "l2", "cosine"] = "ip"
     num_entries: Annotated[int, Field(ge=1, le=65536)] = 32
-    seeds_per_term: Annotated[int, Field(ge=0, le=64)] = 4
+    seeds_per_term: Annotated[int, Field(ge=0, le=64)] = 3
     seed_terms: Annotated[int, Field(ge=0, le=1024)] = 8
 
     @classmethod
