@@ -217,6 +217,11 @@ class TextIndex:
         return self._contents.index
 
     @property
+    def contents(self) -> Contents:
+        """Documents, vectors and encoders of this moment, for reading; a later change leaves them as they are."""
+        return self._contents
+
+    @property
     def info(self) -> TextIndexInfo:
         """What the index is made of; loads no model."""
         dense, sparse = self._contents.encoders.settings
