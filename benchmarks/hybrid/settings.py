@@ -1,0 +1,149 @@
+"""What each choice of the index is worth: one setting changed at a time, recall and time a query, one thread.
+
+``python -m benchmarks.hybrid.settings --data DIR --out benchmarks/hybrid/results`` writes ``settings.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.hybrid.data import K, Collection, data_folder, load_debian
+from benchmarks.hybrid.record import save
+from sparing.hybrid import HybridConfig, HybridIndex
+
+BEAMS = (12, 16, 24, 32, 48, 64, 96, 128)
+WEIGHTS = ((0.5, 0.5), (0.25, 0.75), (0.75, 0.25), (0.1, 0.9))
+NAIVE = {"dense_code": "float32", "doc_terms": None}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "naive": {**NAIVE},
+    "naive + pruning": {**NAIVE, "doc_terms": 40},
+    "naive + two-stage": {**NAIVE, "two_stage": True},
+    "naive + pruning + two-stage": {"dense_code": "float32", "two_stage": True},
+    "naive + pruning + int8": {"dense_code": "int8"},
+    "default + two-stage": {"two_stage": True},
+    "doc_terms 16": {"doc_terms": 16},
+    "doc_terms 24": {"doc_terms": 24},
+    "doc_terms 32": {"doc_terms": 32},
+    "doc_terms 64": {"doc_terms": 64},
+    "query_terms 8": {"query_terms": 8},
+    "construction by L2": {"similarity": "l2"},
+    "construction by cosine": {"similarity": "cosine"},
+    "no seeds": {"seeds_per_term": 0},
+    "256 entry points": {"num_entries": 256},
+    "build_beam 64": {"build_beam": 64},
+    "build_beam 256": {"build_beam": 256},
+    "degree 24": {"degree": 24},
+    "degree 48": {"degree": 48, "build_beam": 192},
+}
+
+
+def recall(found: np.ndarray, exact: np.ndarray) -> float:
+    """Share of the exact top k that was found."""
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]))
+
+
+def curve(index: HybridIndex, data: Collection, weights: tuple[float, float], exact: np.ndarray, rounds: int) -> list[dict[str, Any]]:
+    """Recall and best-of-rounds milliseconds of CPU time a query for each beam."""
+    points: list[dict[str, Any]] = []
+    for beam in BEAMS:
+        times = []
+        for _ in range(rounds):
+            start = time.thread_time()
+            result = index.search(data.query_dense, data.query_sparse, k=K, beam=beam, weights=weights, num_threads=1)
+            times.append((time.thread_time() - start) / len(exact) * 1e3)
+        work = result.stats.dense_evaluations / len(exact)
+        points.append({"beam": beam, "recall": recall(result.ids, exact), "ms": min(times), "ms_median": float(np.median(times)), "visits": work})
+    return points
+
+
+def ms_at(points: list[dict[str, Any]], target: float) -> float | None:
+    """Milliseconds at a recall, by log-linear interpolation between neighbouring beams; None where it is not reached."""
+    for low, high in zip(points, points[1:], strict=False):
+        if low["recall"] <= target <= high["recall"] and high["recall"] > low["recall"]:
+            share = (target - low["recall"]) / (high["recall"] - low["recall"])
+            return float(np.exp((1 - share) * np.log(low["ms"]) + share * np.log(high["ms"])))
+    return points[0]["ms"] if points[0]["recall"] >= target else None
+
+
+def measure(name: str, changes: dict[str, Any], data: Collection, oracle: dict[tuple[float, float], np.ndarray], rounds: int) -> dict[str, Any]:
+    """Builds one variant and measures it."""
+    start = time.perf_counter()
+    index = HybridIndex.build(data.dense, data.sparse, config=HybridConfig(**changes), num_threads=0)
+    seconds = time.perf_counter() - start
+    curves = {f"{w[0]:g}/{w[1]:g}": curve(index, data, w, oracle[w], rounds) for w in WEIGHTS}
+    at_95 = ms_at(curves["0.5/0.5"], 0.95)
+    at_default = {w: next(p["recall"] for p in points if p["beam"] == index.config.beam) for w, points in curves.items()}
+    stats = index.stats
+    print(f"{name}: build {seconds:.1f} s, {stats.index_bytes_per_item:.0f} B, {at_95} ms at .95, recall {at_default}")
+    return {
+        "changes": changes,
+        "build_s": seconds,
+        "index_bytes_per_item": stats.index_bytes_per_item,
+        "ms_at_recall_95": at_95,
+        "recall_at_default_beam": at_default,
+        "curves": curves,
+    }
+
+
+def churn(data: Collection, oracle: np.ndarray) -> dict[str, Any]:
+    """Recall before and after 30 % of the items were deleted and added again in three rounds, with and without compact."""
+    index = HybridIndex.build(data.dense, data.sparse)
+    n = len(data.dense)
+    order = np.random.default_rng(0).permutation(n)[: 3 * (n // 10)].reshape(3, -1)
+
+    def now() -> float:
+        return recall(index.search(data.query_dense, data.query_sparse, k=K).ids, oracle)
+
+    rows = {"fresh": now()}
+    for part in order:
+        index.delete(part)
+        index.add(data.dense[part], data.sparse[part], ids=part)
+    rows["after 30 % churn"] = now()
+    index.compact()
+    rows["after compact"] = now()
+    return rows
+
+
+def main() -> None:
+    """Runs all variants and writes the result file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/hybrid/results"))
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--passages", type=int, default=0, help="0: all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="names of variants")
+    options = parser.parse_args()
+    folder = data_folder(options.data)
+    if folder is None:
+        return
+    data = load_debian(folder)
+    data = data.subset(options.passages or len(data.dense), options.queries)
+    base = HybridIndex.build(data.dense, data.sparse, config=HybridConfig(build_beam=8))
+    oracle = {w: base.search_exact(data.query_dense, data.query_sparse, k=K, weights=w, num_threads=0).ids for w in WEIGHTS}
+    chosen = {name: v for name, v in VARIANTS.items() if not options.only or name in options.only}
+    results: dict[str, Any] = {"variants": {name: measure(name, v, data, oracle, options.rounds) for name, v in chosen.items()}}
+    results["churn"] = churn(data, oracle[(0.5, 0.5)])
+    print(results["churn"])
+    save(
+        options.out / "settings.json",
+        "benchmarks.hybrid.settings",
+        results,
+        seed=0,
+        threads=1,
+        data={"name": data.name, "sha256": data.fingerprint, "queries": len(data.query_dense)},
+        scale=base.alignment.scale,
+        build_threads=0,
+        timing="best of rounds, CPU time of the searching thread, batch of all queries",
+    )
+
+
+if __name__ == "__main__":
+    main()
