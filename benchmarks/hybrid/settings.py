@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.hybrid.data import K, Collection, data_folder, load_debian
+from benchmarks.hybrid.data import Collection, K, data_folder, load_debian
 from benchmarks.hybrid.record import save
 from sparing.hybrid import HybridConfig, HybridIndex
 
@@ -49,7 +50,9 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]))
 
 
-def curve(index: HybridIndex, data: Collection, weights: tuple[float, float], exact: np.ndarray, rounds: int) -> list[dict[str, Any]]:
+def curve(
+    index: HybridIndex, data: Collection, weights: tuple[float, float], exact: np.ndarray, rounds: int
+) -> list[dict[str, Any]]:
     """Recall and best-of-rounds milliseconds of CPU time a query for each beam."""
     points: list[dict[str, Any]] = []
     for beam in BEAMS:
@@ -59,27 +62,39 @@ def curve(index: HybridIndex, data: Collection, weights: tuple[float, float], ex
             result = index.search(data.query_dense, data.query_sparse, k=K, beam=beam, weights=weights, num_threads=1)
             times.append((time.thread_time() - start) / len(exact) * 1e3)
         work = result.stats.dense_evaluations / len(exact)
-        points.append({"beam": beam, "recall": recall(result.ids, exact), "ms": min(times), "ms_median": float(np.median(times)), "visits": work})
+        points.append(
+            {
+                "beam": beam,
+                "recall": recall(result.ids, exact),
+                "ms": min(times),
+                "ms_median": float(np.median(times)),
+                "visits": work,
+            }
+        )
     return points
 
 
 def ms_at(points: list[dict[str, Any]], target: float) -> float | None:
-    """Milliseconds at a recall, by log-linear interpolation between neighbouring beams; None where it is not reached."""
-    for low, high in zip(points, points[1:], strict=False):
+    """Milliseconds at a recall, by log-linear interpolation between beams; None where it is not reached."""
+    for low, high in itertools.pairwise(points):
         if low["recall"] <= target <= high["recall"] and high["recall"] > low["recall"]:
             share = (target - low["recall"]) / (high["recall"] - low["recall"])
             return float(np.exp((1 - share) * np.log(low["ms"]) + share * np.log(high["ms"])))
     return points[0]["ms"] if points[0]["recall"] >= target else None
 
 
-def measure(name: str, changes: dict[str, Any], data: Collection, oracle: dict[tuple[float, float], np.ndarray], rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, changes: dict[str, Any], data: Collection, oracle: dict[tuple[float, float], np.ndarray], rounds: int
+) -> dict[str, Any]:
     """Builds one variant and measures it."""
     start = time.perf_counter()
     index = HybridIndex.build(data.dense, data.sparse, config=HybridConfig(**changes), num_threads=0)
     seconds = time.perf_counter() - start
     curves = {f"{w[0]:g}/{w[1]:g}": curve(index, data, w, oracle[w], rounds) for w in WEIGHTS}
     at_95 = ms_at(curves["0.5/0.5"], 0.95)
-    at_default = {w: next(p["recall"] for p in points if p["beam"] == index.config.beam) for w, points in curves.items()}
+    at_default = {
+        w: next(p["recall"] for p in points if p["beam"] == index.config.beam) for w, points in curves.items()
+    }
     stats = index.stats
     print(f"{name}: build {seconds:.1f} s, {stats.index_bytes_per_item:.0f} B, {at_95} ms at .95, recall {at_default}")
     return {
@@ -93,7 +108,7 @@ def measure(name: str, changes: dict[str, Any], data: Collection, oracle: dict[t
 
 
 def churn(data: Collection, oracle: np.ndarray) -> dict[str, Any]:
-    """Recall before and after 30 % of the items were deleted and added again in three rounds, with and without compact."""
+    """Recall before and after 30 % of the items were deleted and added again in three rounds, and compacted."""
     index = HybridIndex.build(data.dense, data.sparse)
     n = len(data.dense)
     order = np.random.default_rng(0).permutation(n)[: 3 * (n // 10)].reshape(3, -1)
@@ -127,9 +142,13 @@ def main() -> None:
     data = load_debian(folder)
     data = data.subset(options.passages or len(data.dense), options.queries)
     base = HybridIndex.build(data.dense, data.sparse, config=HybridConfig(build_beam=8))
-    oracle = {w: base.search_exact(data.query_dense, data.query_sparse, k=K, weights=w, num_threads=0).ids for w in WEIGHTS}
+    oracle = {
+        w: base.search_exact(data.query_dense, data.query_sparse, k=K, weights=w, num_threads=0).ids for w in WEIGHTS
+    }
     chosen = {name: v for name, v in VARIANTS.items() if not options.only or name in options.only}
-    results: dict[str, Any] = {"variants": {name: measure(name, v, data, oracle, options.rounds) for name, v in chosen.items()}}
+    results: dict[str, Any] = {
+        "variants": {name: measure(name, v, data, oracle, options.rounds) for name, v in chosen.items()}
+    }
     results["churn"] = churn(data, oracle[(0.5, 0.5)])
     print(results["churn"])
     save(

@@ -16,35 +16,50 @@ using namespace sparing;
 
 namespace {
 
-template <class T> using Array1 = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T> using Array2 = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Array1 = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Array2 = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 const char *kind_name(ErrorKind kind) {
     switch (kind) {
-    case ErrorKind::NonFinite: return "NonFiniteError";
-    case ErrorKind::SparseFormat: return "SparseFormatError";
-    case ErrorKind::DuplicateId: return "DuplicateIdError";
-    case ErrorKind::UnknownId: return "UnknownIdError";
-    case ErrorKind::Format: return "FormatError";
-    case ErrorKind::ReadOnly: return "ReadOnlyError";
-    default: return "ArgumentError";
+    case ErrorKind::NonFinite:
+        return "NonFiniteError";
+    case ErrorKind::SparseFormat:
+        return "SparseFormatError";
+    case ErrorKind::DuplicateId:
+        return "DuplicateIdError";
+    case ErrorKind::UnknownId:
+        return "UnknownIdError";
+    case ErrorKind::Format:
+        return "FormatError";
+    case ErrorKind::ReadOnly:
+        return "ReadOnlyError";
+    default:
+        return "ArgumentError";
     }
 }
 
-template <class T> std::span<const T> span_of(const Array1<T> &array) { return {array.data(), array.size()}; }
+template <class T>
+std::span<const T> span_of(const Array1<T> &array) {
+    return {array.data(), array.size()};
+}
 
-template <class T> nb::ndarray<nb::numpy, T> to_numpy(std::vector<T> &&values, std::initializer_list<size_t> shape) {
+template <class T>
+nb::ndarray<nb::numpy, T> to_numpy(std::vector<T> &&values, std::initializer_list<size_t> shape) {
     auto *held = new std::vector<T>(std::move(values));
     nb::capsule owner(held, [](void *p) noexcept { delete static_cast<std::vector<T> *>(p); });
     return nb::ndarray<nb::numpy, T>(held->data(), shape, owner);
 }
 
-template <class T> nb::ndarray<nb::numpy, T> copy_out(const Buffer<T> &buffer) {
+template <class T>
+nb::ndarray<nb::numpy, T> copy_out(const Buffer<T> &buffer) {
     return to_numpy(std::vector<T>(buffer.data(), buffer.data() + buffer.size()), {buffer.size()});
 }
 
-ItemBatch batch_of(size_t size, const std::optional<Array2<float>> &dense, const std::optional<Array1<uint64_t>> &row_begin,
-                   const std::optional<Array1<uint32_t>> &terms, const std::optional<Array1<float>> &values) {
+ItemBatch batch_of(size_t size, const std::optional<Array2<float>> &dense,
+                   const std::optional<Array1<uint64_t>> &row_begin, const std::optional<Array1<uint32_t>> &terms,
+                   const std::optional<Array1<float>> &values) {
     ItemBatch batch;
     batch.size = size;
     if (dense) batch.dense = dense->data();
@@ -119,7 +134,10 @@ NB_MODULE(_core, m) {
         }
     });
 
-    nb::enum_<DenseCode>(m, "DenseCode").value("INT4", DenseCode::Int4).value("INT8", DenseCode::Int8).value("FLOAT32", DenseCode::Float32);
+    nb::enum_<DenseCode>(m, "DenseCode")
+        .value("INT4", DenseCode::Int4)
+        .value("INT8", DenseCode::Int8)
+        .value("FLOAT32", DenseCode::Float32);
     nb::enum_<Similarity>(m, "Similarity")
         .value("INNER_PRODUCT", Similarity::InnerProduct)
         .value("L2", Similarity::L2)
@@ -150,24 +168,27 @@ NB_MODULE(_core, m) {
         .def_prop_ro("record_bytes", [](const Index &index) { return index.storage().layout.stride(); })
         .def(
             "add",
-            [](Index &index, Array1<int64_t> ids, std::optional<Array2<float>> dense, std::optional<Array1<uint64_t>> row_begin,
-               std::optional<Array1<uint32_t>> terms, std::optional<Array1<float>> values, int num_threads, std::optional<nb::callable> progress) {
+            [](Index &index, Array1<int64_t> ids, std::optional<Array2<float>> dense,
+               std::optional<Array1<uint64_t>> row_begin, std::optional<Array1<uint32_t>> terms,
+               std::optional<Array1<float>> values, int num_threads, std::optional<nb::callable> progress) {
                 const ItemBatch batch = batch_of(ids.size(), dense, row_begin, terms, values);
                 const BuildProgress callback = progress_of(progress);
                 const nb::gil_scoped_release release;
                 index.add(batch, ids.data(), num_threads, callback);
             },
-            nb::arg("ids"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(), nb::arg("values").none(), nb::arg("num_threads"),
-            nb::arg("progress").none())
+            nb::arg("ids"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(),
+            nb::arg("values").none(), nb::arg("num_threads"), nb::arg("progress").none())
         .def(
             "update",
-            [](Index &index, Array1<int64_t> ids, std::optional<Array2<float>> dense, std::optional<Array1<uint64_t>> row_begin,
-               std::optional<Array1<uint32_t>> terms, std::optional<Array1<float>> values, int num_threads) {
+            [](Index &index, Array1<int64_t> ids, std::optional<Array2<float>> dense,
+               std::optional<Array1<uint64_t>> row_begin, std::optional<Array1<uint32_t>> terms,
+               std::optional<Array1<float>> values, int num_threads) {
                 const ItemBatch batch = batch_of(ids.size(), dense, row_begin, terms, values);
                 const nb::gil_scoped_release release;
                 index.update(batch, ids.data(), num_threads);
             },
-            nb::arg("ids"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(), nb::arg("values").none(), nb::arg("num_threads"))
+            nb::arg("ids"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(),
+            nb::arg("values").none(), nb::arg("num_threads"))
         .def(
             "delete",
             [](Index &index, Array1<int64_t> ids) {
@@ -178,23 +199,25 @@ NB_MODULE(_core, m) {
         .def("compact", &Index::compact, nb::arg("num_threads"), nb::call_guard<nb::gil_scoped_release>())
         .def(
             "search",
-            [](const Index &index, size_t count, std::optional<Array2<float>> dense, std::optional<Array1<uint64_t>> row_begin,
-               std::optional<Array1<uint32_t>> terms, std::optional<Array1<float>> values, Array2<float> weights, size_t k, size_t beam,
-               size_t query_terms, std::optional<Array1<int64_t>> filter, bool exact, int num_threads) {
+            [](const Index &index, size_t count, std::optional<Array2<float>> dense,
+               std::optional<Array1<uint64_t>> row_begin, std::optional<Array1<uint32_t>> terms,
+               std::optional<Array1<float>> values, Array2<float> weights, size_t k, size_t beam, size_t query_terms,
+               std::optional<Array1<int64_t>> filter, bool exact, int num_threads) {
                 const QueryBatch queries{batch_of(count, dense, row_begin, terms, values), weights.data(), query_terms};
                 std::vector<int64_t> ids(count * k);
                 std::vector<float> scores(count * k);
                 SearchOutput out{ids.data(), scores.data(), {}};
                 {
                     const nb::gil_scoped_release release;
-                    out = index.search(queries, k, beam, filter ? filter->data() : nullptr, filter ? filter->size() : 0, filter.has_value(), exact,
-                                       num_threads, out);
+                    out = index.search(queries, k, beam, filter ? filter->data() : nullptr, filter ? filter->size() : 0,
+                                       filter.has_value(), exact, num_threads, out);
                 }
-                return nb::make_tuple(to_numpy(std::move(ids), {count, k}), to_numpy(std::move(scores), {count, k}), out.counts.hops,
-                                      out.counts.dense, out.counts.sparse, out.counts.exact);
+                return nb::make_tuple(to_numpy(std::move(ids), {count, k}), to_numpy(std::move(scores), {count, k}),
+                                      out.counts.hops, out.counts.dense, out.counts.sparse, out.counts.exact);
             },
-            nb::arg("count"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(), nb::arg("values").none(), nb::arg("weights"),
-            nb::arg("k"), nb::arg("beam"), nb::arg("query_terms"), nb::arg("filter").none(), nb::arg("exact"), nb::arg("num_threads"))
+            nb::arg("count"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(),
+            nb::arg("values").none(), nb::arg("weights"), nb::arg("k"), nb::arg("beam"), nb::arg("query_terms"),
+            nb::arg("filter").none(), nb::arg("exact"), nb::arg("num_threads"))
         .def("arrays", &arrays_of)
         .def("sizes", &sizes_of)
         .def_static(
@@ -202,12 +225,16 @@ NB_MODULE(_core, m) {
             [](const Config &config, nb::dict arrays, bool borrow) {
                 SavedArrays saved;
                 auto ids = nb::cast<Array1<int64_t>>(arrays["ids"]);
-                auto deleted = nb::cast<Array1<uint8_t>>(arrays["deleted"]), records = nb::cast<Array1<uint8_t>>(arrays["records"]);
-                auto dense = nb::cast<Array1<float>>(arrays["dense"]), values = nb::cast<Array1<float>>(arrays["values"]),
+                auto deleted = nb::cast<Array1<uint8_t>>(arrays["deleted"]),
+                     records = nb::cast<Array1<uint8_t>>(arrays["records"]);
+                auto dense = nb::cast<Array1<float>>(arrays["dense"]),
+                     values = nb::cast<Array1<float>>(arrays["values"]),
                      norms = nb::cast<Array1<float>>(arrays["norms"]);
                 auto row_begin = nb::cast<Array1<uint64_t>>(arrays["row_begin"]);
-                auto terms = nb::cast<Array1<uint32_t>>(arrays["terms"]), links = nb::cast<Array1<uint32_t>>(arrays["links"]),
-                     entries = nb::cast<Array1<uint32_t>>(arrays["entries"]), seeds = nb::cast<Array1<uint32_t>>(arrays["seeds"]);
+                auto terms = nb::cast<Array1<uint32_t>>(arrays["terms"]),
+                     links = nb::cast<Array1<uint32_t>>(arrays["links"]),
+                     entries = nb::cast<Array1<uint32_t>>(arrays["entries"]),
+                     seeds = nb::cast<Array1<uint32_t>>(arrays["seeds"]);
                 saved.ids = span_of(ids);
                 saved.deleted = span_of(deleted);
                 saved.records = span_of(records);

@@ -23,7 +23,8 @@ struct Worker {
 void load_query(const Storage &storage, uint32_t item, Query &query) {
     const Config &config = storage.config;
     const SparseRow row = config.doc_terms == 0 ? storage.sparse_row(item) : SparseRow{};
-    query_from_record(storage.layout, storage.record(item), config.dense_weight, config.sparse_weight * config.scale, row, query);
+    query_from_record(storage.layout, storage.record(item), config.dense_weight, config.sparse_weight * config.scale,
+                      row, query);
 }
 
 Ranking ranking_of(const Storage &storage) { return {storage.config.similarity, storage.norms.data()}; }
@@ -33,14 +34,18 @@ struct Nearness {
     const Storage &storage;
     float operator()(float inner, uint32_t a, uint32_t b) const {
         switch (storage.config.similarity) {
-        case Similarity::L2: return storage.norms[a] + storage.norms[b] - 2 * inner;
-        case Similarity::Cosine: return 1.F - inner / std::sqrt(storage.norms[a] * storage.norms[b] + 1e-20F);
-        default: return -inner;
+        case Similarity::L2:
+            return storage.norms[a] + storage.norms[b] - 2 * inner;
+        case Similarity::Cosine:
+            return 1.F - inner / std::sqrt(storage.norms[a] * storage.norms[b] + 1e-20F);
+        default:
+            return -inner;
         }
     }
 };
 
-/// Picks up to `degree` of worker.candidates (inner products with `item`): a candidate stays if no kept one is nearer to it than `item` is.
+/// Picks up to `degree` of worker.candidates (inner products with `item`): a candidate stays if no kept one is nearer
+/// to it than `item` is.
 size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worker, uint32_t *out) {
     const Nearness nearness{storage};
     std::vector<Candidate> &candidates = worker.candidates;
@@ -64,7 +69,8 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
         if (open.empty() || kept == degree) break;
         load_query(storage, chosen, worker.other);
         worker.scores.resize(open.size());
-        kernels().score_codes(storage.view(), worker.other, Stage::Hybrid, open.data(), open.size(), worker.scores.data());
+        kernels().score_codes(storage.view(), worker.other, Stage::Hybrid, open.data(), open.size(),
+                              worker.scores.data());
         size_t left = 0;
         for (size_t i = 0; i < open.size(); ++i) {
             if (nearness(worker.scores[i], chosen, open[i]) < worker.own_scores[i]) {
@@ -77,7 +83,8 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
         open.resize(left);
         worker.own_scores.resize(left);
     }
-    // Places left over go to the nearest of the others: more ways through the graph at other weights than those of construction.
+    // Places left over go to the nearest of the others: more ways through the graph at other weights than those of
+    // construction.
     if (kept < degree) std::sort(worker.occluded.begin(), worker.occluded.end(), better);
     for (size_t i = 0; kept < degree && i < worker.occluded.size(); ++i) out[kept++] = worker.occluded[i].item;
     return kept;
@@ -85,13 +92,15 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
 
 void score_items(const Storage &storage, const std::vector<uint32_t> &items, Worker &worker) {
     worker.scores.resize(items.size());
-    kernels().score_codes(storage.view(), worker.query, Stage::Hybrid, items.data(), items.size(), worker.scores.data());
+    kernels().score_codes(storage.view(), worker.query, Stage::Hybrid, items.data(), items.size(),
+                          worker.scores.data());
     worker.candidates.clear();
     for (size_t i = 0; i < items.size(); ++i) worker.candidates.push_back({worker.scores[i], items[i]});
 }
 
 /// Forward links of a new item.
-void link_forward(const Storage &storage, const Links &links, uint32_t item, size_t linked, const std::vector<uint32_t> &peers, Worker &worker, Links &out, size_t row) {
+void link_forward(const Storage &storage, const Links &links, uint32_t item, size_t linked,
+                  const std::vector<uint32_t> &peers, Worker &worker, Links &out, size_t row) {
     load_query(storage, item, worker.query);
     if (linked == 0) {
         score_items(storage, peers, worker);
@@ -101,13 +110,15 @@ void link_forward(const Storage &storage, const Links &links, uint32_t item, siz
         std::vector<uint32_t> order(sparse.size);
         std::iota(order.begin(), order.end(), 0U);
         const size_t top = std::min<size_t>(order.size(), storage.config.seed_terms);
-        std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(top), order.end(), [&](uint32_t a, uint32_t b) {
-            const float x = std::fabs(sparse.values[a]), y = std::fabs(sparse.values[b]);
-            return x != y ? x > y : a < b;
-        });
+        std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(top), order.end(),
+                          [&](uint32_t a, uint32_t b) {
+                              const float x = std::fabs(sparse.values[a]), y = std::fabs(sparse.values[b]);
+                              return x != y ? x > y : a < b;
+                          });
         worker.query.seed_terms.resize(top);
         for (size_t i = 0; i < top; ++i) worker.query.seed_terms[i] = sparse.terms[order[i]];
-        walk(storage, links, worker.query, ranking_of(storage), storage.config.build_beam, storage.config.two_stage, worker.scratch, worker.counts);
+        walk(storage, links, worker.query, ranking_of(storage), storage.config.build_beam, storage.config.two_stage,
+             worker.scratch, worker.counts);
         std::vector<uint32_t> items;
         for (const Candidate &c : worker.scratch.beam) items.push_back(c.item);
         score_items(storage, items, worker);
@@ -118,11 +129,14 @@ void link_forward(const Storage &storage, const Links &links, uint32_t item, siz
 
 struct Reverse {
     uint32_t target, source;
-    bool operator<(const Reverse &other) const { return target != other.target ? target < other.target : source < other.source; }
+    bool operator<(const Reverse &other) const {
+        return target != other.target ? target < other.target : source < other.source;
+    }
 };
 
 /// Adds links target -> source; a row that would overflow is pruned to `degree`.
-void link_reverse(const Storage &storage, Links &links, std::vector<Reverse> &pairs, int num_threads, std::vector<Worker> &workers) {
+void link_reverse(const Storage &storage, Links &links, std::vector<Reverse> &pairs, int num_threads,
+                  std::vector<Worker> &workers) {
     std::sort(pairs.begin(), pairs.end());
     std::vector<size_t> groups;
     for (size_t i = 0; i < pairs.size(); ++i)
@@ -162,13 +176,15 @@ void insert_items(const Storage &storage, Links &links, size_t first, int num_th
             for (size_t i = 0; i < end; ++i) peers.push_back(static_cast<uint32_t>(i));
         Links fresh{Buffer<uint32_t>((end - begin) * degree, kNoItem), degree};
         parallel_for(end - begin, num_threads, 8, [&](int w, size_t i) {
-            link_forward(storage, links, static_cast<uint32_t>(begin + i), begin, peers, workers[static_cast<size_t>(w)], fresh, i);
+            link_forward(storage, links, static_cast<uint32_t>(begin + i), begin, peers,
+                         workers[static_cast<size_t>(w)], fresh, i);
         });
         pairs.clear();
         for (size_t i = begin; i < end; ++i) {
             const uint32_t *row = fresh.row(i - begin);
             std::copy(row, row + degree, links.row(i));
-            for (size_t j = 0; j < degree && row[j] != kNoItem; ++j) pairs.push_back({row[j], static_cast<uint32_t>(i)});
+            for (size_t j = 0; j < degree && row[j] != kNoItem; ++j)
+                pairs.push_back({row[j], static_cast<uint32_t>(i)});
         }
         link_reverse(storage, links, pairs, num_threads, workers);
         begin = end;
@@ -178,7 +194,8 @@ void insert_items(const Storage &storage, Links &links, size_t first, int num_th
 
 Links widen_links(const Links &links, size_t stride, size_t num_items) {
     Links wide{Buffer<uint32_t>(num_items * stride, kNoItem), stride};
-    for (size_t i = 0; i * links.stride < links.data.size(); ++i) std::copy(links.row(i), links.row(i) + links.stride, wide.row(i));
+    for (size_t i = 0; i * links.stride < links.data.size(); ++i)
+        std::copy(links.row(i), links.row(i) + links.stride, wide.row(i));
     return wide;
 }
 
@@ -210,7 +227,8 @@ void bypass_deleted(const Storage &storage, Links &links, int num_threads) {
         std::vector<uint32_t> items;
         bool broken = false;
         auto collect = [&](uint32_t item) {
-            if (storage.deleted[item] == 0 && item != i && std::find(items.begin(), items.end(), item) == items.end()) items.push_back(item);
+            if (storage.deleted[item] == 0 && item != i && std::find(items.begin(), items.end(), item) == items.end())
+                items.push_back(item);
         };
         for (size_t j = 0; j < before.count(i); ++j) {
             const uint32_t item = before.row(i)[j];
@@ -238,7 +256,8 @@ std::vector<uint32_t> locality_order(const Storage &storage, const Links &links)
         order.push_back(static_cast<uint32_t>(root));
         for (size_t head = order.size() - 1; head < order.size(); ++head)
             for (size_t j = 0; j < links.count(order[head]); ++j)
-                if (const uint32_t next = links.row(order[head])[j]; seen[next] == 0) seen[next] = 1, order.push_back(next);
+                if (const uint32_t next = links.row(order[head])[j]; seen[next] == 0)
+                    seen[next] = 1, order.push_back(next);
     }
     return order;
 }

@@ -52,7 +52,8 @@ void encode_dense(const CodeLayout &layout, const float *dense, uint8_t *record,
         if (four) {
             const auto code = static_cast<uint8_t>(std::clamp(std::floor(x) + 8.F, 0.F, 15.F));
             const size_t block = i / 128 * 64, lane = i % 128;
-            record[block + lane % 64] = static_cast<uint8_t>(record[block + lane % 64] | (lane < 64 ? code : code << 4));
+            record[block + lane % 64] =
+                static_cast<uint8_t>(record[block + lane % 64] | (lane < 64 ? code : code << 4));
         } else {
             record[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(x), -127.F, 127.F) + 128.F);
         }
@@ -64,10 +65,11 @@ std::vector<uint32_t> heaviest(const SparseRow &row, size_t keep) {
     std::vector<uint32_t> order(row.size);
     std::iota(order.begin(), order.end(), 0U);
     if (keep == 0 || keep >= row.size) return order;
-    std::nth_element(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(keep), order.end(), [&](uint32_t a, uint32_t b) {
-        const float x = std::fabs(row.values[a]), y = std::fabs(row.values[b]);
-        return x != y ? x > y : a < b;
-    });
+    std::nth_element(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(keep), order.end(),
+                     [&](uint32_t a, uint32_t b) {
+                         const float x = std::fabs(row.values[a]), y = std::fabs(row.values[b]);
+                         return x != y ? x > y : a < b;
+                     });
     order.resize(keep);
     std::sort(order.begin(), order.end());
     return order;

@@ -43,8 +43,10 @@ void Index::rebuild_id_map() {
     slot_of_.reserve(storage_.size());
     num_deleted_ = 0;
     for (size_t i = 0; i < storage_.size(); ++i) {
-        if (storage_.deleted[i] != 0) ++num_deleted_;
-        else slot_of_[storage_.ids[i]] = static_cast<uint32_t>(i);
+        if (storage_.deleted[i] != 0)
+            ++num_deleted_;
+        else
+            slot_of_[storage_.ids[i]] = static_cast<uint32_t>(i);
     }
 }
 
@@ -53,13 +55,17 @@ void Index::check_new_ids(const int64_t *ids, size_t count, bool must_exist) con
     seen.reserve(count);
     for (size_t i = 0; i < count; ++i) {
         if (ids[i] < 0)
-            throw Error(ErrorKind::Argument, "ids[" + std::to_string(i) + "] is " + std::to_string(ids[i]) + "; ids must be >= 0 (-1 marks padding in results)");
+            throw Error(ErrorKind::Argument, "ids[" + std::to_string(i) + "] is " + std::to_string(ids[i]) +
+                                                 "; ids must be >= 0 (-1 marks padding in results)");
         if (!seen.insert(ids[i]).second)
-            throw Error(ErrorKind::DuplicateId, "id " + std::to_string(ids[i]) + " is given twice; every id may appear once in a call");
+            throw Error(ErrorKind::DuplicateId,
+                        "id " + std::to_string(ids[i]) + " is given twice; every id may appear once in a call");
         if (!must_exist && slot_of_.contains(ids[i]))
-            throw Error(ErrorKind::DuplicateId, "id " + std::to_string(ids[i]) + " is in the index already; use update() to replace an item");
+            throw Error(ErrorKind::DuplicateId,
+                        "id " + std::to_string(ids[i]) + " is in the index already; use update() to replace an item");
         if (must_exist && !slot_of_.contains(ids[i]))
-            throw Error(ErrorKind::UnknownId, "id " + std::to_string(ids[i]) + " is not in the index; use add() for new items");
+            throw Error(ErrorKind::UnknownId,
+                        "id " + std::to_string(ids[i]) + " is not in the index; use add() for new items");
     }
 }
 
@@ -103,7 +109,8 @@ void Index::add(const ItemBatch &batch, const int64_t *ids, int num_threads, con
     const std::lock_guard<std::mutex> change(change_);
     validate_batch(batch, storage_.config.dim, "item");
     check_new_ids(ids, batch.size, false);
-    if (storage_.size() + batch.size >= (size_t{1} << 31)) throw Error(ErrorKind::Argument, "an index holds at most 2^31 - 1 items");
+    if (storage_.size() + batch.size >= (size_t{1} << 31))
+        throw Error(ErrorKind::Argument, "an index holds at most 2^31 - 1 items");
     if (batch.size == 0) return;
     insert(batch, ids, num_threads, progress);
     const auto lock = writer();
@@ -148,8 +155,8 @@ void Index::compact(int num_threads) {
     rebuild_id_map();
 }
 
-SearchOutput Index::search(const QueryBatch &queries, size_t k, size_t beam, const int64_t *filter, size_t num_filter, bool has_filter,
-                           bool exact, int num_threads, SearchOutput out) const {
+SearchOutput Index::search(const QueryBatch &queries, size_t k, size_t beam, const int64_t *filter, size_t num_filter,
+                           bool has_filter, bool exact, int num_threads, SearchOutput out) const {
     const Config &config = storage_.config;
     validate_batch(queries.items, config.dim, "query");
     const auto lock = reader();
@@ -169,7 +176,8 @@ SearchOutput Index::search(const QueryBatch &queries, size_t k, size_t beam, con
         options.allowed = allowed.data();
     }
     const size_t n = queries.items.size;
-    std::vector<std::unique_ptr<Scratch>> scratches(std::min<size_t>(static_cast<size_t>(resolve_threads(num_threads)), std::max<size_t>(n, 1)));
+    std::vector<std::unique_ptr<Scratch>> scratches(
+        std::min<size_t>(static_cast<size_t>(resolve_threads(num_threads)), std::max<size_t>(n, 1)));
     {
         const std::lock_guard<std::mutex> guard(scratch_mutex_);
         for (auto &scratch : scratches) {
@@ -183,11 +191,14 @@ SearchOutput Index::search(const QueryBatch &queries, size_t k, size_t beam, con
     std::vector<SearchCounts> counts(scratches.size());
     parallel_for(n, static_cast<int>(scratches.size()), 1, [&](int w, size_t i) {
         Scratch &scratch = *scratches[static_cast<size_t>(w)];
-        prepare_query(storage_.layout, queries.items.dense_row(i, config.dim), queries.items.sparse_row(i), queries.weights[2 * i],
-                      queries.weights[2 * i + 1] * config.scale, queries.query_terms, scratch.query);
+        prepare_query(storage_.layout, queries.items.dense_row(i, config.dim), queries.items.sparse_row(i),
+                      queries.weights[2 * i], queries.weights[2 * i + 1] * config.scale, queries.query_terms,
+                      scratch.query);
         std::vector<Candidate> found;
-        if (exact) search_exact_one(storage_, scratch.query, options, scratch, found);
-        else search_one(storage_, scratch.query, options, scratch, found, counts[static_cast<size_t>(w)]);
+        if (exact)
+            search_exact_one(storage_, scratch.query, options, scratch, found);
+        else
+            search_one(storage_, scratch.query, options, scratch, found, counts[static_cast<size_t>(w)]);
         for (size_t j = 0; j < k; ++j) {
             out.ids[i * k + j] = j < found.size() ? storage_.ids[found[j].item] : -1;
             out.scores[i * k + j] = j < found.size() ? found[j].score : -std::numeric_limits<float>::infinity();
@@ -210,18 +221,22 @@ namespace {
     throw Error(ErrorKind::Format, "the index file is damaged: " + what + "; restore it from a copy or build it again");
 }
 
-template <class T> void expect_size(const std::span<const T> &array, size_t expected, const char *name) {
+template <class T>
+void expect_size(const std::span<const T> &array, size_t expected, const char *name) {
     if (array.size() != expected)
-        bad_file(std::string(name) + " has " + std::to_string(array.size()) + " values, expected " + std::to_string(expected));
+        bad_file(std::string(name) + " has " + std::to_string(array.size()) + " values, expected " +
+                 std::to_string(expected));
 }
 
-template <class T> Buffer<T> hold(const std::span<const T> &array, const std::shared_ptr<const void> &owner, bool borrow) {
+template <class T>
+Buffer<T> hold(const std::span<const T> &array, const std::shared_ptr<const void> &owner, bool borrow) {
     return borrow ? Buffer<T>::view(array.data(), array.size(), owner) : Buffer<T>::copy_of(array.data(), array.size());
 }
 
 } // namespace
 
-std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &saved, std::shared_ptr<const void> owner, bool borrow) {
+std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &saved, std::shared_ptr<const void> owner,
+                                   bool borrow) {
     auto index = std::make_unique<Index>(config);
     Storage &storage = index->storage_;
     const size_t n = saved.ids.size();
@@ -236,12 +251,14 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     expect_size(saved.values, saved.terms.size(), "values");
     expect_size(saved.seeds, size_t{saved.seed_buckets} * config.seeds_per_term, "seeds");
     if ((saved.seed_buckets & (saved.seed_buckets - 1)) != 0) bad_file("the number of seed buckets is no power of two");
-    if (saved.row_begin[0] != 0 || saved.row_begin[n] != saved.terms.size()) bad_file("row_begin does not span the terms");
+    if (saved.row_begin[0] != 0 || saved.row_begin[n] != saved.terms.size())
+        bad_file("row_begin does not span the terms");
     for (size_t i = 0; i < n; ++i)
         if (saved.row_begin[i] > saved.row_begin[i + 1]) bad_file("row_begin decreases at item " + std::to_string(i));
     auto check_items = [&](const std::span<const uint32_t> &items, const char *name) {
         for (const uint32_t item : items)
-            if (item >= n && item != kNoItem) bad_file(std::string(name) + " names item " + std::to_string(item) + " of " + std::to_string(n));
+            if (item >= n && item != kNoItem)
+                bad_file(std::string(name) + " names item " + std::to_string(item) + " of " + std::to_string(n));
     };
     check_items(saved.links, "links");
     check_items(saved.entries, "entries");

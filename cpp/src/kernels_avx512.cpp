@@ -22,7 +22,8 @@ struct Avx512 {
     }
     static int32_t dot_int8(const uint8_t *codes, const int8_t *query, size_t n) {
         __m512i sum = _mm512_setzero_si512();
-        for (size_t i = 0; i < n; i += 64) sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(codes + i), _mm512_loadu_si512(query + i));
+        for (size_t i = 0; i < n; i += 64)
+            sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(codes + i), _mm512_loadu_si512(query + i));
         return _mm512_reduce_add_epi32(sum);
     }
     static int32_t dot_int4(const uint8_t *codes, const int8_t *query, size_t n) {
@@ -31,7 +32,8 @@ struct Avx512 {
         for (size_t block = 0; block < n; block += 128, codes += 64, query += 128) {
             const __m512i c = _mm512_loadu_si512(codes);
             even = _mm512_dpbusd_epi32(even, _mm512_and_si512(c, low), _mm512_loadu_si512(query));
-            odd = _mm512_dpbusd_epi32(odd, _mm512_and_si512(_mm512_srli_epi16(c, 4), low), _mm512_loadu_si512(query + 64));
+            odd = _mm512_dpbusd_epi32(odd, _mm512_and_si512(_mm512_srli_epi16(c, 4), low),
+                                      _mm512_loadu_si512(query + 64));
         }
         return _mm512_reduce_add_epi32(_mm512_add_epi32(even, odd));
     }
@@ -60,7 +62,8 @@ struct Avx512 {
 
     static float match_full(const TermTable &table, const uint32_t *terms, const float *values, size_t n) {
         const __m512i fold = _mm512_set1_epi32(0x9E3B), low = _mm512_set1_epi32(0xFFFF);
-        const __m512i none = _mm512_set1_epi16(static_cast<int16_t>(kNoTerm)), other = _mm512_set1_epi16(static_cast<int16_t>(0xFFFE));
+        const __m512i none = _mm512_set1_epi16(static_cast<int16_t>(kNoTerm)),
+                      other = _mm512_set1_epi16(static_cast<int16_t>(0xFFFE));
         const __m512i factor = _mm512_set1_epi16(static_cast<int16_t>(table.multiplier));
         float sum = 0;
         auto half = [&](__mmask16 mask, const uint32_t *from) {
@@ -77,7 +80,8 @@ struct Avx512 {
             print = _mm512_mask_mov_epi16(print, _mm512_cmpeq_epi16_mask(print, none), other);
             const __m512i bucket = _mm512_srli_epi16(_mm512_mullo_epi16(print, factor), 10);
             __mmask32 hits = 0;
-            for (size_t r = 0; r < table.num_rounds; ++r) hits |= _mm512_cmpeq_epi16_mask(permute(table.rounds[r].prints, bucket), print);
+            for (size_t r = 0; r < table.num_rounds; ++r)
+                hits |= _mm512_cmpeq_epi16_mask(permute(table.rounds[r].prints, bucket), print);
             for (hits &= mask; hits != 0; hits &= hits - 1) {
                 const size_t j = i + static_cast<size_t>(__builtin_ctz(hits));
                 sum += exact_weight(table, terms[j]) * values[j];

@@ -8,7 +8,8 @@
 namespace sparing {
 namespace {
 
-template <class Isa> struct Scoring {
+template <class Isa>
+struct Scoring {
     static constexpr size_t kAhead = 6; ///< items fetched ahead of the one being scored
 
     SPARING_INLINE static void prefetch_record(const ItemView &view, uint32_t id, size_t lines) {
@@ -26,11 +27,13 @@ template <class Isa> struct Scoring {
 
     static float dense_score(const CodeLayout &layout, const Query &query, const uint8_t *record, float step) {
         if (layout.dense == DenseCode::Float32)
-            return query.dense_factor *
-                   Isa::dot_float(reinterpret_cast<const float *>(record), query.dense_float.data(), layout.padded_dim());
-        const int32_t sum = layout.dense == DenseCode::Int4 ? Isa::dot_int4(record, query.dense_int8.data(), layout.padded_dim())
-                                                            : Isa::dot_int8(record, query.dense_int8.data(), layout.padded_dim());
-        return query.dense_factor * step * (static_cast<float>(sum) - layout.zero() * static_cast<float>(query.dense_sum));
+            return query.dense_factor * Isa::dot_float(reinterpret_cast<const float *>(record),
+                                                       query.dense_float.data(), layout.padded_dim());
+        const int32_t sum = layout.dense == DenseCode::Int4
+                                ? Isa::dot_int4(record, query.dense_int8.data(), layout.padded_dim())
+                                : Isa::dot_int8(record, query.dense_int8.data(), layout.padded_dim());
+        return query.dense_factor * step *
+               (static_cast<float>(sum) - layout.zero() * static_cast<float>(query.dense_sum));
     }
 
     static float full_sparse(const ItemView &view, const Query &query, uint32_t id) {
@@ -38,7 +41,8 @@ template <class Isa> struct Scoring {
         return Isa::match_full(query.table, view.terms + begin, view.values + begin, view.row_begin[id + 1] - begin);
     }
 
-    static void score_codes(const ItemView &view, const Query &query, Stage stage, const uint32_t *ids, size_t count, float *out) {
+    static void score_codes(const ItemView &view, const Query &query, Stage stage, const uint32_t *ids, size_t count,
+                            float *out) {
         const CodeLayout &layout = view.layout;
         const bool dense = query.dense_factor != 0;
         const bool sparse = stage == Stage::Hybrid && query.sparse_factor != 0;
@@ -62,9 +66,9 @@ template <class Isa> struct Scoring {
                 score += query.sparse_weight * full_sparse(view, query, ids[i]);
             else if (sparse)
                 score += query.sparse_factor * step[1] *
-                         static_cast<float>(Isa::match_codes(query.table,
-                                                             reinterpret_cast<const uint16_t *>(record + layout.terms_offset()),
-                                                             reinterpret_cast<const int8_t *>(record + layout.values_offset()), layout.terms));
+                         static_cast<float>(Isa::match_codes(
+                             query.table, reinterpret_cast<const uint16_t *>(record + layout.terms_offset()),
+                             reinterpret_cast<const int8_t *>(record + layout.values_offset()), layout.terms));
             out[i] = score;
         }
     }
@@ -83,7 +87,9 @@ template <class Isa> struct Scoring {
         for (size_t i = 0; i < count; ++i) {
             if (i + kRows < count) prefetch(ids[i + kRows]);
             float score = 0;
-            if (dense) score += query.dense_weight * Isa::dot_float(view.dense + size_t{ids[i]} * dim, query.dense_float.data(), dim);
+            if (dense)
+                score += query.dense_weight *
+                         Isa::dot_float(view.dense + size_t{ids[i]} * dim, query.dense_float.data(), dim);
             if (sparse) score += query.sparse_weight * full_sparse(view, query, ids[i]);
             out[i] = score;
         }
@@ -119,7 +125,8 @@ struct Portable {
     static int32_t dot_int4(const uint8_t *codes, const int8_t *query, size_t n) {
         int32_t sum = 0;
         for (size_t block = 0; block < n; block += 128, codes += 64, query += 128)
-            for (size_t j = 0; j < 64; ++j) sum += int32_t{codes[j] & 15} * query[j] + int32_t{codes[j] >> 4} * query[j + 64];
+            for (size_t j = 0; j < 64; ++j)
+                sum += int32_t{codes[j] & 15} * query[j] + int32_t{codes[j] >> 4} * query[j + 64];
         return sum;
     }
     static int32_t match_codes(const TermTable &table, const uint16_t *prints, const int8_t *values, size_t n) {
@@ -139,7 +146,8 @@ struct Portable {
             const uint16_t print = fingerprint(terms[i]);
             const size_t b = TermTable::bucket(print, table.multiplier);
             for (size_t r = 0; r < table.num_rounds; ++r)
-                if (table.rounds[r].prints[b] == print && table.rounds[r].terms[b] == terms[i]) sum += table.rounds[r].exact[b] * values[i];
+                if (table.rounds[r].prints[b] == print && table.rounds[r].terms[b] == terms[i])
+                    sum += table.rounds[r].exact[b] * values[i];
         }
         return sum;
     }

@@ -31,9 +31,7 @@ constexpr uint32_t kExpanded = 0x80000000U;
 /// Fixed-width list of the best candidates, sorted, with a cursor to the best one not yet expanded.
 class Beam {
   public:
-    Beam(std::vector<Candidate> &memory, size_t width) : entries_(memory), width_(width) {
-        entries_.resize(width + 1);
-    }
+    Beam(std::vector<Candidate> &memory, size_t width) : entries_(memory), width_(width) { entries_.resize(width + 1); }
     bool admits(float score) const { return size_ < width_ || score > entries_[size_ - 1].score; }
     void insert(Candidate candidate) {
         size_t at = size_;
@@ -41,8 +39,10 @@ class Beam {
         while (low < at) {
             const size_t middle = (low + at) / 2;
             const Candidate other{entries_[middle].score, entries_[middle].item & ~kExpanded};
-            if (better(candidate, other)) at = middle;
-            else low = middle + 1;
+            if (better(candidate, other))
+                at = middle;
+            else
+                low = middle + 1;
         }
         if (at >= width_) return;
         std::memmove(&entries_[at + 1], &entries_[at], (size_ - at) * sizeof(Candidate));
@@ -59,7 +59,8 @@ class Beam {
         return item;
     }
     /// Calls body(item) for the `count` best unexpanded items.
-    template <class Body> void each_open(size_t count, Body &&body) const {
+    template <class Body>
+    void each_open(size_t count, Body &&body) const {
         for (size_t i = cursor_; i < size_ && count != 0; ++i)
             if ((entries_[i].item & kExpanded) == 0) body(entries_[i].item), --count;
     }
@@ -67,9 +68,10 @@ class Beam {
     size_t size() const { return size_; }
     Candidate &operator[](size_t i) { return entries_[i]; }
     void sort() {
-        std::sort(entries_.begin(), entries_.begin() + static_cast<std::ptrdiff_t>(size_), [](const Candidate &a, const Candidate &b) {
-            return better({a.score, a.item & ~kExpanded}, {b.score, b.item & ~kExpanded});
-        });
+        std::sort(entries_.begin(), entries_.begin() + static_cast<std::ptrdiff_t>(size_),
+                  [](const Candidate &a, const Candidate &b) {
+                      return better({a.score, a.item & ~kExpanded}, {b.score, b.item & ~kExpanded});
+                  });
         cursor_ = 0;
     }
     void finish() {
@@ -82,9 +84,11 @@ class Beam {
     size_t width_, size_ = 0, cursor_ = 0;
 };
 
-void score_block(const Storage &storage, const Query &query, const Ranking &ranking, Stage stage, Scratch &scratch, SearchCounts &counts) {
+void score_block(const Storage &storage, const Query &query, const Ranking &ranking, Stage stage, Scratch &scratch,
+                 SearchCounts &counts) {
     scratch.scores.resize(scratch.block.size());
-    kernels().score_codes(storage.view(), query, stage, scratch.block.data(), scratch.block.size(), scratch.scores.data());
+    kernels().score_codes(storage.view(), query, stage, scratch.block.data(), scratch.block.size(),
+                          scratch.scores.data());
     ranking.apply(scratch.block.data(), scratch.block.size(), scratch.scores.data());
     if (query.dense_factor != 0) counts.dense += scratch.block.size();
     if (stage == Stage::Hybrid && query.sparse_factor != 0) counts.sparse += scratch.block.size();
@@ -117,7 +121,8 @@ bool is_allowed(const Storage &storage, const SearchOptions &options, uint32_t i
 }
 
 /// Exact scores for all of scratch.pool; keeps the k best in `out`, ties by id.
-void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scratch, std::vector<Candidate> &out, SearchCounts &counts) {
+void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scratch, std::vector<Candidate> &out,
+             SearchCounts &counts) {
     scratch.block.clear();
     for (const Candidate &c : scratch.pool) scratch.block.push_back(c.item);
     scratch.scores.resize(scratch.block.size());
@@ -134,7 +139,8 @@ void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scra
 }
 
 /// Best-first walk that goes through every item but collects only allowed ones.
-void walk_filtered(const Storage &storage, const Query &query, const SearchOptions &options, size_t width, Scratch &scratch, SearchCounts &counts) {
+void walk_filtered(const Storage &storage, const Query &query, const SearchOptions &options, size_t width,
+                   Scratch &scratch, SearchCounts &counts) {
     const Ranking plain;
     auto worse_first = [](const Candidate &a, const Candidate &b) { return better(a, b); };
     auto better_first = [](const Candidate &a, const Candidate &b) { return better(b, a); };
@@ -175,7 +181,8 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
 }
 
 /// Scores every allowed item by code and keeps the `width` best.
-void scan(const Storage &storage, const Query &query, const SearchOptions &options, size_t width, Scratch &scratch, SearchCounts &counts) {
+void scan(const Storage &storage, const Query &query, const SearchOptions &options, size_t width, Scratch &scratch,
+          SearchCounts &counts) {
     const Ranking plain;
     std::vector<Candidate> &found = scratch.pool;
     found.clear();
@@ -205,7 +212,8 @@ void scan(const Storage &storage, const Query &query, const SearchOptions &optio
         for (size_t i = 0; i < n; ++i) take(static_cast<uint32_t>(i));
     else
         for (size_t word = 0; word < (n + 63) / 64; ++word)
-            for (uint64_t bits = options.allowed[word]; bits != 0; bits &= bits - 1) take(static_cast<uint32_t>(word * 64) + static_cast<uint32_t>(std::countr_zero(bits)));
+            for (uint64_t bits = options.allowed[word]; bits != 0; bits &= bits - 1)
+                take(static_cast<uint32_t>(word * 64) + static_cast<uint32_t>(std::countr_zero(bits)));
     flush();
     std::sort(found.begin(), found.end(), better);
 }
@@ -219,8 +227,8 @@ bool scan_is_cheaper(const Storage &storage, const SearchOptions &options, size_
 
 } // namespace
 
-void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width, bool two_stage,
-          Scratch &scratch, SearchCounts &counts) {
+void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width,
+          bool two_stage, Scratch &scratch, SearchCounts &counts) {
     Beam beam(scratch.beam, width);
     scratch.begin(storage.size());
     Stage stage = two_stage && query.dense_factor != 0 && query.sparse_factor != 0 ? Stage::DenseOnly : Stage::Hybrid;
@@ -266,7 +274,8 @@ void search_one(const Storage &storage, const Query &query, const SearchOptions 
     if (k == 0) return;
     const size_t width = std::max(options.beam, k);
     if (options.allowed == nullptr && !options.has_deleted) {
-        walk(storage, storage.links, query, {}, std::min(width, storage.size()), storage.config.two_stage, scratch, counts);
+        walk(storage, storage.links, query, {}, std::min(width, storage.size()), storage.config.two_stage, scratch,
+             counts);
         std::swap(scratch.pool, scratch.beam);
     } else if (scan_is_cheaper(storage, options, width)) {
         scan(storage, query, options, width, scratch, counts);

@@ -16,19 +16,23 @@ void validate_batch(const ItemBatch &batch, size_t dim, const char *what) {
             for (size_t d = 0; d < dim; ++d)
                 if (!std::isfinite(x[d]))
                     throw Error(ErrorKind::NonFinite, "dense " + row + ", column " + std::to_string(d) + " is " +
-                                                          std::to_string(x[d]) + "; every value must be finite: drop or repair that row");
+                                                          std::to_string(x[d]) +
+                                                          "; every value must be finite: drop or repair that row");
         }
         const SparseRow sparse = batch.sparse_row(i);
         for (size_t j = 0; j < sparse.size; ++j) {
             if (!std::isfinite(sparse.values[j]))
-                throw Error(ErrorKind::NonFinite, "sparse " + row + ", term " + std::to_string(sparse.terms[j]) + " has weight " +
-                                                      std::to_string(sparse.values[j]) + "; every weight must be finite: drop or repair it");
+                throw Error(ErrorKind::NonFinite, "sparse " + row + ", term " + std::to_string(sparse.terms[j]) +
+                                                      " has weight " + std::to_string(sparse.values[j]) +
+                                                      "; every weight must be finite: drop or repair it");
             if (j > 0 && sparse.terms[j] == sparse.terms[j - 1])
-                throw Error(ErrorKind::SparseFormat, "sparse " + row + " has term " + std::to_string(sparse.terms[j]) +
-                                                         " twice; terms of a row must be distinct: call sum_duplicates() first");
+                throw Error(ErrorKind::SparseFormat,
+                            "sparse " + row + " has term " + std::to_string(sparse.terms[j]) +
+                                " twice; terms of a row must be distinct: call sum_duplicates() first");
             if (j > 0 && sparse.terms[j] < sparse.terms[j - 1])
-                throw Error(ErrorKind::SparseFormat, "sparse " + row + " is not sorted: term " + std::to_string(sparse.terms[j]) + " follows " +
-                                                         std::to_string(sparse.terms[j - 1]) + "; call sort_indices() first");
+                throw Error(ErrorKind::SparseFormat,
+                            "sparse " + row + " is not sorted: term " + std::to_string(sparse.terms[j]) + " follows " +
+                                std::to_string(sparse.terms[j - 1]) + "; call sort_indices() first");
         }
     }
 }
@@ -42,7 +46,8 @@ Storage::Storage(const Config &c) : config(c) {
     seeds.per_term = c.seeds_per_term;
 }
 
-void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::vector<uint32_t> &order, int num_threads) {
+void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::vector<uint32_t> &order,
+                     int num_threads) {
     const size_t first = size(), count = order.size(), dim = config.dim, stride = layout.stride();
     Buffer<uint8_t> encoded(count * stride);
     parallel_for(count, num_threads, 64, [&](int, size_t i) {
@@ -74,7 +79,8 @@ void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::
         values.append(sparse.values, sparse.size);
         row_begin.push_back(terms.size());
         if (config.similarity != Similarity::InnerProduct)
-            norms.push_back(static_cast<float>(config.dense_weight * dense_norm + double{config.sparse_weight} * config.scale * sparse_norm));
+            norms.push_back(static_cast<float>(config.dense_weight * dense_norm +
+                                               double{config.sparse_weight} * config.scale * sparse_norm));
     }
     links.data.resize((first + count) * links.stride, kNoItem);
 }

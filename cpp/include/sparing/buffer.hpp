@@ -17,7 +17,8 @@
 
 namespace sparing {
 
-/// 64-byte aligned memory; large pieces ask for huge pages, since a random walk otherwise spends its time on page-table look-ups.
+/// 64-byte aligned memory; large pieces ask for huge pages, since a random walk otherwise spends its time on page-table
+/// look-ups.
 inline void *allocate_pages(size_t bytes) {
     constexpr size_t kHuge = size_t{2} << 20;
     const size_t alignment = bytes >= 2 * kHuge ? kHuge : 64;
@@ -30,16 +31,22 @@ inline void *allocate_pages(size_t bytes) {
 }
 
 /// Allocator for std::vector storage that SIMD loads may treat as 64-byte aligned.
-template <class T> struct AlignedAllocator {
+template <class T>
+struct AlignedAllocator {
     using value_type = T;
     AlignedAllocator() = default;
-    template <class U> AlignedAllocator(const AlignedAllocator<U> &) noexcept {}
+    template <class U>
+    AlignedAllocator(const AlignedAllocator<U> &) noexcept {}
     T *allocate(size_t n) { return static_cast<T *>(::operator new(n * sizeof(T), std::align_val_t{64})); }
     void deallocate(T *p, size_t) noexcept { ::operator delete(p, std::align_val_t{64}); }
-    template <class U> bool operator==(const AlignedAllocator<U> &) const noexcept { return true; }
+    template <class U>
+    bool operator==(const AlignedAllocator<U> &) const noexcept {
+        return true;
+    }
 };
 
-template <class T> class Buffer {
+template <class T>
+class Buffer {
     static_assert(std::is_trivially_copyable_v<T>);
 
   public:

@@ -1,4 +1,5 @@
-// Traversal codes: one fixed-size record an item (quantised dense part, heaviest terms), and the query in matching form.
+// Traversal codes: one fixed-size record an item (quantised dense part, heaviest terms), and the query in matching
+// form.
 //
 // Record, `stride` bytes, 64-byte aligned:
 //   dense   int4: two dimensions a byte | int8: one byte | float32
@@ -16,11 +17,13 @@ namespace sparing {
 
 enum class DenseCode : uint32_t { Int4 = 0, Int8 = 1, Float32 = 2 };
 
-#define SPARING_INLINE [[gnu::always_inline]] inline ///< never emitted on its own, so never linked across instruction sets
+#define SPARING_INLINE                                                                                                 \
+    [[gnu::always_inline]] inline ///< never emitted on its own, so never linked across instruction sets
 
 constexpr uint16_t kNoTerm = 0xFFFF;
 
-/// A 16-bit name for a term id; the identity below 65,535, so only huge vocabularies can collide (and only in traversal).
+/// A 16-bit name for a term id; the identity below 65,535, so only huge vocabularies can collide (and only in
+/// traversal).
 SPARING_INLINE uint16_t fingerprint(uint32_t term) {
     const uint32_t folded = (term ^ ((term >> 16) * 0x9E3Bu)) & 0xFFFFu;
     return folded == kNoTerm ? uint16_t{0xFFFE} : static_cast<uint16_t>(folded);
@@ -52,7 +55,8 @@ struct CodeLayout {
     SPARING_INLINE float zero() const { return dense == DenseCode::Int4 ? 7.5F : 128.F; }
 };
 
-/// Query terms in a perfect (or nearly perfect) hash of 64 buckets, so that 32 item terms are looked up in a few instructions.
+/// Query terms in a perfect (or nearly perfect) hash of 64 buckets, so that 32 item terms are looked up in a few
+/// instructions.
 struct TermTable {
     static constexpr size_t kBuckets = 64;
     struct alignas(64) Round {
@@ -72,7 +76,8 @@ struct TermTable {
     void assign(const SparseRow &row, std::span<const int16_t> weights, bool optimise);
 };
 
-/// A query ready for scoring: score(x) = dense_factor * step * (sum(code * q) - zero * sum_q) + sparse_factor * sparse_step * sum(w * v).
+/// A query ready for scoring: score(x) = dense_factor * step * (sum(code * q) - zero * sum_q) + sparse_factor *
+/// sparse_step * sum(w * v).
 struct Query {
     std::vector<int8_t, AlignedAllocator<int8_t>> dense_int8;
     std::vector<float, AlignedAllocator<float>> dense_float;
@@ -88,7 +93,8 @@ struct Query {
 /// Writes the record of one item; `dense` may be null, `row.size` may be 0.
 void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *record);
 
-/// Prepares a query. Only its `query_terms` heaviest terms (0: all) drive traversal; full-precision scores use all of them.
+/// Prepares a query. Only its `query_terms` heaviest terms (0: all) drive traversal; full-precision scores use all of
+/// them.
 void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow &row, float dense_weight,
                    float sparse_weight, size_t query_terms, Query &query);
 

@@ -34,7 +34,8 @@ class Index {
   public:
     explicit Index(const Config &config);
     /// Checks every count, link and offset before anything is used; throws Error(Format).
-    static std::unique_ptr<Index> open(const Config &config, const SavedArrays &arrays, std::shared_ptr<const void> owner, bool borrow);
+    static std::unique_ptr<Index> open(const Config &config, const SavedArrays &arrays,
+                                       std::shared_ptr<const void> owner, bool borrow);
 
     void add(const ItemBatch &batch, const int64_t *ids, int num_threads, const BuildProgress &progress);
     void remove(const int64_t *ids, size_t count);
@@ -42,15 +43,16 @@ class Index {
     void update(const ItemBatch &batch, const int64_t *ids, int num_threads);
     void compact(int num_threads);
 
-    SearchOutput search(const QueryBatch &queries, size_t k, size_t beam, const int64_t *filter, size_t num_filter, bool has_filter,
-                        bool exact, int num_threads, SearchOutput out) const;
+    SearchOutput search(const QueryBatch &queries, size_t k, size_t beam, const int64_t *filter, size_t num_filter,
+                        bool has_filter, bool exact, int num_threads, SearchOutput out) const;
 
     size_t size() const;
     size_t num_deleted() const;
     bool contains(int64_t id) const;
     const Storage &storage() const { return storage_; }
     /// Calls `body(storage)` while no change can happen.
-    template <class Body> auto read(Body &&body) const {
+    template <class Body>
+    auto read(Body &&body) const {
         const auto lock = reader();
         return body(storage_);
     }
@@ -65,8 +67,8 @@ class Index {
     Storage storage_;
     std::unordered_map<int64_t, uint32_t> slot_of_;
     size_t num_deleted_ = 0;
-    mutable std::mutex change_;   ///< one change at a time
-    mutable std::mutex gate_;     ///< a waiting writer holds it, so that readers cannot starve it
+    mutable std::mutex change_; ///< one change at a time
+    mutable std::mutex gate_;   ///< a waiting writer holds it, so that readers cannot starve it
     mutable std::shared_mutex access_;
     mutable std::mutex scratch_mutex_;
     mutable std::vector<std::unique_ptr<Scratch>> scratches_;

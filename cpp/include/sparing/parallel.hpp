@@ -1,4 +1,5 @@
-// parallel_for: runs body(worker, i) for i in [0, n) on num_threads threads; which thread takes which i never changes a result.
+// parallel_for: runs body(worker, i) for i in [0, n) on num_threads threads; which thread takes which i never changes a
+// result.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -15,8 +16,10 @@ inline int resolve_threads(int num_threads) {
     return hardware == 0 ? 1 : static_cast<int>(hardware);
 }
 
-template <class Body> void parallel_for(size_t n, int num_threads, size_t chunk, Body &&body) {
-    const int workers = static_cast<int>(std::min<size_t>(static_cast<size_t>(resolve_threads(num_threads)), (n + chunk - 1) / chunk));
+template <class Body>
+void parallel_for(size_t n, int num_threads, size_t chunk, Body &&body) {
+    const int workers =
+        static_cast<int>(std::min<size_t>(static_cast<size_t>(resolve_threads(num_threads)), (n + chunk - 1) / chunk));
     if (workers <= 1) {
         for (size_t i = 0; i < n; ++i) body(0, i);
         return;

@@ -10,7 +10,9 @@ struct Candidate {
 };
 
 /// Best first; equal scores by item, so that an order never depends on the way it was reached.
-inline bool better(const Candidate &a, const Candidate &b) { return a.score != b.score ? a.score > b.score : a.item < b.item; }
+inline bool better(const Candidate &a, const Candidate &b) {
+    return a.score != b.score ? a.score > b.score : a.item < b.item;
+}
 
 struct SearchCounts {
     uint64_t hops = 0, dense = 0, sparse = 0, exact = 0;
@@ -52,8 +54,8 @@ struct Ranking {
 };
 
 /// Fills scratch.beam with the `width` best items found, best first. `links` may be wider than storage.links.
-void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width, bool two_stage,
-          Scratch &scratch, SearchCounts &counts);
+void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width,
+          bool two_stage, Scratch &scratch, SearchCounts &counts);
 
 /// The k best items by exact score among those allowed, best first, fewer if there are fewer.
 void search_one(const Storage &storage, const Query &query, const SearchOptions &options, Scratch &scratch,

@@ -32,8 +32,8 @@ struct Config {
 /// Items handed in by a caller; terms of a row strictly ascending, everything finite (see validate_batch).
 struct ItemBatch {
     size_t size = 0;
-    const float *dense = nullptr;         ///< (size, dim) or null
-    const uint64_t *row_begin = nullptr;  ///< (size + 1) or null
+    const float *dense = nullptr;        ///< (size, dim) or null
+    const uint64_t *row_begin = nullptr; ///< (size + 1) or null
     const uint32_t *terms = nullptr;
     const float *values = nullptr;
 
@@ -68,7 +68,9 @@ struct Seeds {
     uint32_t num_buckets = 0;
     uint32_t per_term = 0;
 
-    const uint32_t *row(uint32_t term) const { return items.data() + size_t{fingerprint(term) & (num_buckets - 1)} * per_term; }
+    const uint32_t *row(uint32_t term) const {
+        return items.data() + size_t{fingerprint(term) & (num_buckets - 1)} * per_term;
+    }
 };
 
 struct Storage {
@@ -89,9 +91,12 @@ struct Storage {
 
     explicit Storage(const Config &config);
     size_t size() const { return ids.size(); }
-    ItemView view() const { return {layout, records.data(), dense.data(), row_begin.data(), terms.data(), values.data()}; }
+    ItemView view() const {
+        return {layout, records.data(), dense.data(), row_begin.data(), terms.data(), values.data()};
+    }
     SparseRow sparse_row(size_t i) const {
-        return {terms.data() + row_begin[i], values.data() + row_begin[i], static_cast<size_t>(row_begin[i + 1] - row_begin[i])};
+        return {terms.data() + row_begin[i], values.data() + row_begin[i],
+                static_cast<size_t>(row_begin[i + 1] - row_begin[i])};
     }
     const float *dense_row(size_t i) const { return config.dim == 0 ? nullptr : dense.data() + i * config.dim; }
     uint8_t *record(size_t i) { return &records[i * layout.stride()]; }

@@ -20,11 +20,13 @@ class HybridConfig(BaseModel):
         build_beam: width of the search that finds an item's neighbours, 8 to 4096; wider is slower and better.
         beam: default width of a search, 1 to 65536.
         seed: seed of the insertion order and of the pairs that align the scales.
-        alignment: statistic of the scores of random passage pairs that brings both parts to one scale; ``"none"`` uses 1.
+        alignment: statistic of the scores of random passage pairs that brings both parts to one scale;
+            ``"none"`` uses 1.
         scale: overrides the alignment with a factor of the caller's, > 0.
         num_pairs: passage pairs drawn for the alignment.
         dense_code: precision of the dense part in traversal; answers are always re-scored at full precision.
-        doc_terms: heaviest terms of an item kept for traversal, 1 to 4096; ``None`` reads all of them at full precision.
+        doc_terms: heaviest terms of an item kept for traversal, 1 to 4096; ``None`` reads all of them at full
+            precision.
         query_terms: heaviest terms of a query used in traversal; ``None`` uses all.
         two_stage: dense distances only until the walk stops improving, hybrid ones after that (paper, section 4).
         weights: weights of construction, dense and sparse.

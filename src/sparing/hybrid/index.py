@@ -29,8 +29,8 @@ class HybridIndex:
     """A graph index over items that carry an int64 id, a dense vector and a sparse vector (either may be absent).
 
     Build with `build`, then `search`. Thread-safe: any number of threads may search while one adds, deletes, updates or
-    compacts; a search sees the items of the moment it began. Same seed and input give the same index and answers for any
-    number of threads.
+    compacts; a search sees the items of the moment it began. Same seed and input give the same index and answers
+    for any number of threads.
 
     Example:
         >>> import numpy as np
@@ -150,7 +150,8 @@ class HybridIndex:
 
         Args:
             dense_q: `(dim,)` for one query, `(n, dim)` for a batch; None leaves the dense part out.
-            sparse_q: a `{term: weight}` dict or one-row CSR for one query; a list or CSR of n rows for a batch; or None.
+            sparse_q: a `{term: weight}` dict or one-row CSR for one query; a list or CSR of n rows for a
+                batch; or None.
             k: answers a query, >= 1; more than the index holds pads with id -1 and score -inf.
             beam: width of the walk, more finds more and takes longer; default `config.beam`; at least k is used.
             weights: (dense, sparse), >= 0, or an `(n, 2)` array.
@@ -218,7 +219,8 @@ class HybridIndex:
 
     def __repr__(self) -> str:
         """A line with size and settings."""
-        return f"HybridIndex({len(self)} items, dim={self._dim}, scale={self._alignment.scale:.4g}, degree={self._config.degree})"
+        scale, degree = self._alignment.scale, self._config.degree
+        return f"HybridIndex({len(self)} items, dim={self._dim}, scale={scale:.4g}, degree={degree})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the index to one file, replaced as a whole: a reader finds the old one or the new one.
@@ -302,7 +304,8 @@ class HybridIndex:
         k = check_count("k", k, 1, 1 << 24)
         if rows.count * k > 1 << 31:
             raise ArgumentError(
-                f"k: expected at most 2**31 answers in a call, got {rows.count} queries of {k}; search in smaller batches"
+                f"k: expected at most 2**31 answers in a call, got {rows.count} queries of {k}; "
+                "search in smaller batches"
             )
         start = time.perf_counter()
         ids, scores, hops, dense, sparse, rescored = self._native.search(

@@ -65,8 +65,7 @@ def as_rows(
     if dense is None and sparse is None:
         raise ArgumentError("dense, sparse: expected at least one of them, got None twice; pass vectors of one kind")
     vectors = None if dense is None else _as_dense(dense, dim, cosine, single)
-    if sparse is None:
-        assert vectors is not None
+    if vectors is not None and sparse is None:
         return Rows(len(vectors), vectors, None, None, None)
     row_begin, terms, values = _as_sparse(sparse, single)
     count = len(row_begin) - 1
@@ -98,10 +97,10 @@ def _as_dense(dense: VectorInput, dim: int | None, cosine: bool, single: bool) -
         raise NonFiniteError(
             "dense: expected values that fit float32, got larger ones (or infinity); rescale the vectors"
         )
-    vectors = np.ascontiguousarray(array, dtype=np.float32)
+    vectors: npt.NDArray[np.float32] = np.ascontiguousarray(array, dtype=np.float32)
     if cosine and vectors.size:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.where(norms > 0, norms, 1)
+        vectors = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
     return vectors
 
 
@@ -111,11 +110,12 @@ def _as_sparse(
     if isinstance(sparse, Mapping):
         sparse = [sparse]
     if sp.issparse(sparse):
-        if sparse.format != "csr":
-            raise DtypeError(f"sparse: expected CSR, got {sparse.format.upper()}; convert it with .tocsr()")
-        if sparse.ndim != 2:
-            raise ShapeError(f"sparse: expected 2 axes, got shape {sparse.shape}")
-        row_begin, indices, data = np.asarray(sparse.indptr), np.asarray(sparse.indices), np.asarray(sparse.data)
+        matrix: Any = sparse
+        if matrix.format != "csr":
+            raise DtypeError(f"sparse: expected CSR, got {matrix.format.upper()}; convert it with .tocsr()")
+        if matrix.ndim != 2:
+            raise ShapeError(f"sparse: expected 2 axes, got shape {matrix.shape}")
+        row_begin, indices, data = np.asarray(matrix.indptr), np.asarray(matrix.indices), np.asarray(matrix.data)
     elif isinstance(sparse, Sequence) and all(isinstance(row, Mapping) for row in sparse):
         row_begin, indices, data = _from_dicts(sparse)
     else:
