@@ -1,0 +1,1 @@
+"""The command line: `sparing`, one module a group of commands."""

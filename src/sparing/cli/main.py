@@ -1,0 +1,64 @@
+"""`sparing`: finds the command, and turns errors and interrupts into one line and an exit code.
+
+====  ==========================================================
+code  meaning
+====  ==========================================================
+0     done
+2     bad arguments, bad input, a damaged file, a missing package
+130   interrupted (Ctrl-C); nothing was half-written
+141   whoever read the output went away (`sparing ... | head`)
+====  ==========================================================
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import sparing
+from sparing.errors import SparingError
+
+__all__ = ["build_parser", "main"]
+
+_BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    # Here and not above, so that a Ctrl-C while NumPy and SciPy load is met like any other.
+    from sparing.cli import hybrid
+
+    parser = argparse.ArgumentParser(prog="sparing", description=(sparing.__doc__ or "").splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"sparing {sparing.__version__}")
+    groups = parser.add_subparsers(title="systems", metavar="SYSTEM", required=True)
+    hybrid.add_commands(groups)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: the arguments after the program's name; the process's own where None.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        arguments = build_parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python would flush at its end goes nowhere now, instead of failing once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was changed", _INTERRUPTED)
+    except (SparingError, OSError) as error:
+        return _fail(" ".join(str(error).split()), _BAD_INPUT)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"sparing: error: {message}\n")
+    return code
