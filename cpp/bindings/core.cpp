@@ -71,11 +71,11 @@ ItemBatch batch_of(size_t size, const std::optional<Array2<float>> &dense,
     return batch;
 }
 
+/// Reports to Python where it wants to know, and lets Ctrl-C stop a build between batches.
 BuildProgress progress_of(const std::optional<nb::callable> &callback) {
-    if (!callback) return {};
-    return [callback](size_t done, size_t total) {
+    return [&callback](size_t done, size_t total) {
         const nb::gil_scoped_acquire acquire;
-        (*callback)(done, total);
+        if (callback) (*callback)(done, total);
         if (PyErr_CheckSignals() != 0) throw nb::python_error();
     };
 }

@@ -134,37 +134,50 @@ struct Reverse {
     }
 };
 
-/// Adds links target -> source; a row that would overflow is pruned to `degree`.
-void link_reverse(const Storage &storage, Links &links, std::vector<Reverse> &pairs, int num_threads,
-                  std::vector<Worker> &workers) {
+/// New rows of all targets of `pairs` with links target -> source added; a row that would overflow is pruned to
+/// `degree`.
+struct ReverseRows {
+    std::vector<uint32_t> targets;
+    Links rows;
+};
+
+ReverseRows link_reverse(const Storage &storage, const Links &links, std::vector<Reverse> &pairs, int num_threads,
+                         std::vector<Worker> &workers) {
     std::sort(pairs.begin(), pairs.end());
+    ReverseRows out;
     std::vector<size_t> groups;
     for (size_t i = 0; i < pairs.size(); ++i)
-        if (i == 0 || pairs[i].target != pairs[i - 1].target) groups.push_back(i);
+        if (i == 0 || pairs[i].target != pairs[i - 1].target) {
+            groups.push_back(i);
+            out.targets.push_back(pairs[i].target);
+        }
     groups.push_back(pairs.size());
-    parallel_for(groups.size() - 1, num_threads, 32, [&](int w, size_t g) {
+    out.rows = Links{Buffer<uint32_t>(out.targets.size() * links.stride, kNoItem), links.stride};
+    uint32_t *const rows = out.rows.data.data();
+    parallel_for(out.targets.size(), num_threads, 32, [&](int w, size_t g) {
         Worker &worker = workers[static_cast<size_t>(w)];
-        const uint32_t target = pairs[groups[g]].target;
-        uint32_t *row = links.row(target);
-        size_t count = links.count(target);
+        const uint32_t target = out.targets[g];
+        const uint32_t *row = links.row(target);
+        const size_t count = links.count(target);
         std::vector<uint32_t> items(row, row + count);
         for (size_t i = groups[g]; i < groups[g + 1]; ++i)
             if (std::find(row, row + count, pairs[i].source) == row + count) items.push_back(pairs[i].source);
-        if (items.size() > links.stride) {
-            load_query(storage, target, worker.query);
-            score_items(storage, items, worker);
-            count = prune(storage, target, storage.config.degree, worker, row);
-        } else {
-            std::copy(items.begin(), items.end(), row);
-            count = items.size();
+        uint32_t *to = rows + g * links.stride;
+        if (items.size() <= links.stride) {
+            std::copy(items.begin(), items.end(), to);
+            return;
         }
-        std::fill(row + count, row + links.stride, kNoItem);
+        load_query(storage, target, worker.query);
+        score_items(storage, items, worker);
+        prune(storage, target, storage.config.degree, worker, to);
     });
+    return out;
 }
 
 } // namespace
 
-void insert_items(const Storage &storage, Links &links, size_t first, int num_threads, const BuildProgress &progress) {
+void insert_items(const Storage &storage, Links &links, size_t first, int num_threads, const BuildProgress &progress,
+                  const Commit &commit) {
     const size_t n = storage.size(), degree = storage.config.degree;
     std::vector<Worker> workers(static_cast<size_t>(resolve_threads(num_threads)));
     std::vector<Reverse> pairs;
@@ -182,11 +195,20 @@ void insert_items(const Storage &storage, Links &links, size_t first, int num_th
         pairs.clear();
         for (size_t i = begin; i < end; ++i) {
             const uint32_t *row = fresh.row(i - begin);
-            std::copy(row, row + degree, links.row(i));
             for (size_t j = 0; j < degree && row[j] != kNoItem; ++j)
                 pairs.push_back({row[j], static_cast<uint32_t>(i)});
         }
-        link_reverse(storage, links, pairs, num_threads, workers);
+        const auto place_forward = [&] {
+            for (size_t i = begin; i < end; ++i)
+                std::copy(fresh.row(i - begin), fresh.row(i - begin) + degree, links.row(i));
+        };
+        if (begin == 0) place_forward(); // items of the first batch are each other's targets
+        const ReverseRows reverse = link_reverse(storage, links, pairs, num_threads, workers);
+        commit([&] {
+            if (begin != 0) place_forward();
+            for (size_t g = 0; g < reverse.targets.size(); ++g)
+                std::copy(reverse.rows.row(g), reverse.rows.row(g) + links.stride, links.row(reverse.targets[g]));
+        });
         begin = end;
         if (progress) progress(begin - first, n - first);
     }

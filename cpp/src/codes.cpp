@@ -83,7 +83,7 @@ float peak_of(const SparseRow &row) {
 
 /// Largest bucket under a multiplier: the number of rounds that it needs.
 size_t rounds_needed(std::span<const uint16_t> prints, uint16_t multiplier) {
-    uint8_t load[TermTable::kBuckets] = {};
+    uint32_t load[TermTable::kBuckets] = {};
     size_t worst = 0;
     for (const uint16_t print : prints) worst = std::max<size_t>(worst, ++load[TermTable::bucket(print, multiplier)]);
     return worst;
@@ -110,7 +110,7 @@ void TermTable::assign(const SparseRow &row, std::span<const int16_t> weights, b
         std::memset(rounds[r].weights, 0, sizeof rounds[r].weights);
         std::memset(rounds[r].exact, 0, sizeof rounds[r].exact);
     }
-    uint8_t load[kBuckets] = {};
+    uint32_t load[kBuckets] = {};
     for (size_t i = 0; i < row.size; ++i) {
         const size_t b = bucket(prints[i], multiplier);
         Round &round = rounds[load[b]++];
@@ -173,7 +173,10 @@ void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow
     set_dense(layout, dense, dense_weight, query);
     query.sparse_weight = row.size == 0 ? 0.F : sparse_weight;
     const float peak = peak_of(row);
-    const float step = peak > 0 ? peak / 32767.F : 0.F;
+    float total = 0;
+    for (size_t i = 0; i < row.size; ++i) total += std::fabs(row.values[i]);
+    // The sum of products with int8 values must fit int32, however many terms match.
+    const float step = peak > 0 ? std::max(peak / 32767.F, total / 16'000'000.F) : 0.F;
     query.sparse_factor = query.sparse_weight * step;
     const std::vector<uint32_t> kept = heaviest(row, query_terms);
     std::vector<int16_t> weights(row.size, 0);
@@ -227,13 +230,14 @@ void query_from_record(const CodeLayout &layout, const uint8_t *record, float de
     uint32_t terms[4096];
     float zeros[4096];
     int16_t weights[4096];
+    const int factor = layout.terms <= 512 ? 256 : 32; // products of 4,096 terms must fit int32
     size_t size = 0;
     for (; size < layout.terms && prints[size] != kNoTerm; ++size) {
         terms[size] = prints[size];
-        weights[size] = static_cast<int16_t>(values[size] * 256);
+        weights[size] = static_cast<int16_t>(values[size] * factor);
         zeros[size] = 0;
     }
-    query.sparse_factor = sparse_weight * steps[1] / 256.F;
+    query.sparse_factor = sparse_weight * steps[1] / static_cast<float>(factor);
     query.table.assign({terms, zeros, size}, {weights, size}, false);
 }
 

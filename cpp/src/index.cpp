@@ -74,6 +74,7 @@ void Index::insert(const ItemBatch &batch, const int64_t *ids, int num_threads, 
     std::vector<uint32_t> order(count);
     std::iota(order.begin(), order.end(), 0U);
     const size_t stride = storage_.links.stride;
+    const Commit at_once = [](const std::function<void()> &body) { body(); };
     if (first == 0) {
         // A fresh graph: random insertion order, wide rows meanwhile, then neighbours laid out near each other.
         std::mt19937_64 random(storage_.config.seed);
@@ -82,11 +83,12 @@ void Index::insert(const ItemBatch &batch, const int64_t *ids, int num_threads, 
         fresh.append(batch, ids, order, num_threads);
         fresh.refresh_entries(0);
         Links wide{Buffer<uint32_t>(count * 2 * stride, kNoItem), 2 * stride};
-        insert_items(fresh, wide, 0, num_threads, progress);
+        insert_items(fresh, wide, 0, num_threads, progress, at_once);
         fresh.links = narrow_links(fresh, wide, stride, num_threads);
         Storage ordered = fresh.select(locality_order(fresh, fresh.links));
         const auto lock = writer();
         storage_ = std::move(ordered);
+        rebuild_id_map();
     } else {
         {
             const auto lock = writer();
@@ -95,12 +97,30 @@ void Index::insert(const ItemBatch &batch, const int64_t *ids, int num_threads, 
             for (size_t i = first; i < storage_.size(); ++i) storage_.deleted[i] = 1;
             num_deleted_ += count;
         }
-        Links wide = widen_links(storage_.links, count * 8 > first ? 2 * stride : stride, storage_.size());
-        insert_items(storage_, wide, first, num_threads, progress);
-        Links narrow = wide.stride == stride ? std::move(wide) : narrow_links(storage_, wide, stride, num_threads);
+        if (count * 8 > first) {
+            Links wide = widen_links(storage_.links, 2 * stride, storage_.size());
+            insert_items(storage_, wide, first, num_threads, progress, at_once);
+            Links narrow = narrow_links(storage_, wide, stride, num_threads);
+            const auto lock = writer();
+            storage_.links = std::move(narrow);
+        } else {
+            insert_items(storage_, storage_.links, first, num_threads, progress,
+                         [&](const std::function<void()> &body) {
+                             const auto lock = writer();
+                             body();
+                         });
+        }
         const auto lock = writer();
-        storage_.links = std::move(narrow);
-        for (size_t i = first; i < storage_.size(); ++i) storage_.deleted[i] = 0;
+        for (size_t i = first; i < storage_.size(); ++i) {
+            storage_.deleted[i] = 0;
+            const auto [place, is_new] = slot_of_.try_emplace(storage_.ids[i], static_cast<uint32_t>(i));
+            if (is_new) {
+                --num_deleted_;
+            } else { // an update: the old item goes as the new one comes
+                storage_.deleted[place->second] = 1;
+                place->second = static_cast<uint32_t>(i);
+            }
+        }
         storage_.refresh_entries(first);
     }
 }
@@ -109,12 +129,11 @@ void Index::add(const ItemBatch &batch, const int64_t *ids, int num_threads, con
     const std::lock_guard<std::mutex> change(change_);
     validate_batch(batch, storage_.config.dim, "item");
     check_new_ids(ids, batch.size, false);
+    (void)storage_.deleted.data(); // a read-only index throws here, before any work
     if (storage_.size() + batch.size >= (size_t{1} << 31))
         throw Error(ErrorKind::Argument, "an index holds at most 2^31 - 1 items");
     if (batch.size == 0) return;
     insert(batch, ids, num_threads, progress);
-    const auto lock = writer();
-    rebuild_id_map();
 }
 
 void Index::remove(const int64_t *ids, size_t count) {
@@ -133,11 +152,9 @@ void Index::update(const ItemBatch &batch, const int64_t *ids, int num_threads) 
     const std::lock_guard<std::mutex> change(change_);
     validate_batch(batch, storage_.config.dim, "item");
     check_new_ids(ids, batch.size, true);
+    (void)storage_.deleted.data();
     if (batch.size == 0) return;
     insert(batch, ids, num_threads, {});
-    const auto lock = writer();
-    for (size_t i = 0; i < batch.size; ++i) storage_.deleted[slot_of_.at(ids[i])] = 1;
-    rebuild_id_map();
 }
 
 void Index::compact(int num_threads) {

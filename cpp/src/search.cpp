@@ -120,6 +120,19 @@ bool is_allowed(const Storage &storage, const SearchOptions &options, uint32_t i
     return options.allowed == nullptr || (options.allowed[item >> 6] >> (item & 63) & 1U) != 0;
 }
 
+/// Calls body(item) for every allowed item, in order.
+template <class Body>
+void each_allowed(const Storage &storage, const SearchOptions &options, Body &&body) {
+    const size_t n = storage.size();
+    for (size_t word = 0; word < (n + 63) / 64; ++word) {
+        const uint64_t inside = n - word * 64 >= 64 ? ~uint64_t{0} : (uint64_t{1} << (n - word * 64)) - 1;
+        for (uint64_t bits = options.allowed == nullptr ? inside : options.allowed[word]; bits != 0; bits &= bits - 1) {
+            const auto item = static_cast<uint32_t>(word * 64 + static_cast<size_t>(std::countr_zero(bits)));
+            if (storage.deleted[item] == 0) body(item);
+        }
+    }
+}
+
 /// Exact scores for all of scratch.pool; keeps the k best in `out`, ties by id.
 void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scratch, std::vector<Candidate> &out,
              SearchCounts &counts) {
@@ -202,18 +215,10 @@ void scan(const Storage &storage, const Query &query, const SearchOptions &optio
         }
         scratch.block.clear();
     };
-    const size_t n = storage.size();
-    auto take = [&](uint32_t item) {
-        if (storage.deleted[item] != 0) return;
+    each_allowed(storage, options, [&](uint32_t item) {
         scratch.block.push_back(item);
         if (scratch.block.size() == 256) flush();
-    };
-    if (options.allowed == nullptr)
-        for (size_t i = 0; i < n; ++i) take(static_cast<uint32_t>(i));
-    else
-        for (size_t word = 0; word < (n + 63) / 64; ++word)
-            for (uint64_t bits = options.allowed[word]; bits != 0; bits &= bits - 1)
-                take(static_cast<uint32_t>(word * 64) + static_cast<uint32_t>(std::countr_zero(bits)));
+    });
     flush();
     std::sort(found.begin(), found.end(), better);
 }
@@ -277,6 +282,11 @@ void search_one(const Storage &storage, const Query &query, const SearchOptions 
         walk(storage, storage.links, query, {}, std::min(width, storage.size()), storage.config.two_stage, scratch,
              counts);
         std::swap(scratch.pool, scratch.beam);
+    } else if (options.num_allowed <= std::max<size_t>(512, 4 * width)) {
+        search_exact_one(storage, query, {k, width, options.allowed, options.num_allowed, options.has_deleted}, scratch,
+                         out);
+        counts.exact += options.num_allowed;
+        return;
     } else if (scan_is_cheaper(storage, options, width)) {
         scan(storage, query, options, width, scratch, counts);
     } else {
@@ -310,11 +320,10 @@ void search_exact_one(const Storage &storage, const Query &query, const SearchOp
         }
         scratch.block.clear();
     };
-    for (size_t i = 0; i < storage.size() && options.k > 0; ++i) {
-        if (!is_allowed(storage, options, static_cast<uint32_t>(i))) continue;
-        scratch.block.push_back(static_cast<uint32_t>(i));
+    each_allowed(storage, options, [&](uint32_t item) {
+        scratch.block.push_back(item);
         if (scratch.block.size() == 256) flush();
-    }
+    });
     flush();
     std::sort(found.begin(), found.end(), by_id);
     out = found;

@@ -9,8 +9,12 @@ namespace sparing {
 /// progress(done, total); may throw to stop.
 using BuildProgress = std::function<void(size_t, size_t)>;
 
-/// Links items [first, storage.size()) into `links` (wide rows); the same result for any number of threads.
-void insert_items(const Storage &storage, Links &links, size_t first, int num_threads, const BuildProgress &progress);
+/// Runs a change of the links; an index that is being searched takes its lock around it.
+using Commit = std::function<void(const std::function<void()> &)>;
+
+/// Links items [first, storage.size()) into `links`; the same result for any number of threads.
+void insert_items(const Storage &storage, Links &links, size_t first, int num_threads, const BuildProgress &progress,
+                  const Commit &commit);
 
 /// Copies links to rows of `stride`, pruning rows that are longer.
 Links narrow_links(const Storage &storage, const Links &links, size_t stride, int num_threads);
