@@ -121,6 +121,10 @@ void link_forward(const Storage &storage, const Links &links, uint32_t item, siz
              worker.scratch, worker.counts);
         std::vector<uint32_t> items;
         for (const Candidate &c : worker.scratch.beam) items.push_back(c.item);
+        // Links that others made to this item before its turn.
+        for (size_t j = 0; j < links.count(item); ++j)
+            if (std::find(items.begin(), items.end(), links.row(item)[j]) == items.end())
+                items.push_back(links.row(item)[j]);
         score_items(storage, items, worker);
     }
     const size_t kept = prune(storage, item, storage.config.degree, worker, out.row(row));
@@ -198,14 +202,13 @@ void insert_items(const Storage &storage, Links &links, size_t first, int num_th
             for (size_t j = 0; j < degree && row[j] != kNoItem; ++j)
                 pairs.push_back({row[j], static_cast<uint32_t>(i)});
         }
-        const auto place_forward = [&] {
+        commit([&] {
             for (size_t i = begin; i < end; ++i)
                 std::copy(fresh.row(i - begin), fresh.row(i - begin) + degree, links.row(i));
-        };
-        if (begin == 0) place_forward(); // items of the first batch are each other's targets
+        });
+        // Items of the batch may be targets too: seeds and entry points lead to items that are not linked yet.
         const ReverseRows reverse = link_reverse(storage, links, pairs, num_threads, workers);
         commit([&] {
-            if (begin != 0) place_forward();
             for (size_t g = 0; g < reverse.targets.size(); ++g)
                 std::copy(reverse.rows.row(g), reverse.rows.row(g) + links.stride, links.row(reverse.targets[g]));
         });
