@@ -1,6 +1,7 @@
 """The exact answers, in a few lines of NumPy that share nothing with the index."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def recall(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
 
 def _together(items: Any, queries: Any) -> tuple[Any, Any]:
     """Both as float64 CSR with one numbering of the terms."""
-    if sp.issparse(items) and sp.issparse(queries) and items.shape[1] == queries.shape[1]:  # type: ignore[attr-defined]
-        return items.astype(np.float64), queries.astype(np.float64)  # type: ignore[attr-defined]
+    if hasattr(items, "indptr") and hasattr(queries, "indptr") and items.shape[1] == queries.shape[1]:
+        return items.astype(np.float64), queries.astype(np.float64)
     left, right = _dicts(items), _dicts(queries)
     number: dict[int, int] = {}
     for row in [*left, *right]:
@@ -68,13 +69,12 @@ def _together(items: Any, queries: Any) -> tuple[Any, Any]:
 
 
 def _dicts(rows: Any) -> list[Mapping[int, float]]:
-    if not sp.issparse(rows):
-        return [rows] if isinstance(rows, Mapping) else list(rows)
-    found = []
-    for i in range(rows.shape[0]):
-        part = slice(rows.indptr[i], rows.indptr[i + 1])
-        found.append(dict(zip(rows.indices[part].tolist(), rows.data[part].tolist(), strict=True)))
-    return found
+    if isinstance(rows, Mapping):
+        return [rows]
+    if not hasattr(rows, "indptr"):
+        return list(rows)
+    names, weights = rows.indices.tolist(), rows.data.tolist()
+    return [dict(zip(names[a:b], weights[a:b], strict=True)) for a, b in pairwise(rows.indptr.tolist())]
 
 
 def _matrix(rows: list[Mapping[int, float]], number: dict[int, int]) -> Any:
