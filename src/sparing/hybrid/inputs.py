@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError, SparseFormatError
 
-__all__ = ["Rows", "SparseInput", "VectorInput", "as_ids", "as_rows", "as_weights", "is_single"]
+__all__ = ["Rows", "SparseInput", "VectorInput", "as_ids", "as_rows", "as_weights", "check_count", "is_single"]
 
 VectorInput = Any
 """float32, float16 or float64 array of shape (n, dim) or (dim,), or a CPU torch tensor of those."""
