@@ -1,0 +1,128 @@
+// Walks on graphs small enough to know the answer.
+#include "check.hpp"
+#include "items.hpp"
+
+using namespace sparing;
+
+namespace {
+
+/// n items on a line: item i has the vector (i); each linked with its neighbours only.
+Storage line(size_t n) {
+    items::Items rows;
+    rows.count = n;
+    rows.dim = 1;
+    for (size_t i = 0; i < n; ++i) {
+        rows.ids.push_back(static_cast<int64_t>(1000 - i));
+        rows.dense.push_back(static_cast<float>(i));
+        rows.row_begin.push_back(0);
+    }
+    Config config;
+    config.dim = 1;
+    config.dense_code = DenseCode::Float32;
+    config.degree = 4;
+    config.num_entries = 1;
+    Storage storage = items::store(rows, config);
+    for (size_t i = 0; i < n; ++i) {
+        uint32_t *row = storage.links.row(i);
+        if (i > 0) *row++ = static_cast<uint32_t>(i - 1);
+        if (i + 1 < n) *row++ = static_cast<uint32_t>(i + 1);
+    }
+    storage.refresh_entries(0);
+    return storage;
+}
+
+Query query_of(const Storage &storage, float x) {
+    Query query;
+    prepare_query(storage.layout, &x, {}, 1, 0, 0, query);
+    return query;
+}
+
+void walks_to_the_end() {
+    const Storage storage = line(50);
+    Scratch scratch;
+    SearchCounts counts;
+    walk(storage, storage.links, query_of(storage, 1), {}, 3, false, scratch, counts);
+    CHECK(scratch.beam.size() == 3);
+    for (size_t i = 0; i < 3; ++i)
+        CHECK(scratch.beam[i].item == 49 - i && scratch.beam[i].score == 49.F - static_cast<float>(i));
+    CHECK(counts.hops >= 25 && counts.dense >= 25 && counts.sparse == 0);
+    walk(storage, storage.links, query_of(storage, -1), {}, 50, false, scratch, counts);
+    CHECK(scratch.beam.size() == 50);
+    for (size_t i = 0; i < scratch.beam.size(); ++i) CHECK(scratch.beam[i].item == i);
+    for (const uint64_t word : scratch.visited) CHECK(word == 0); // left clean for the next search
+}
+
+void answers() {
+    Storage storage = line(50);
+    Scratch scratch;
+    SearchCounts counts;
+    std::vector<Candidate> found, exact;
+    SearchOptions options{4, 8, nullptr, 50, false};
+    const Query query = query_of(storage, 1);
+    search_one(storage, query, options, scratch, found, counts);
+    search_exact_one(storage, query, options, scratch, exact);
+    CHECK(found.size() == 4 && exact.size() == 4);
+    for (size_t i = 0; i < 4; ++i) CHECK(found[i].item == 49 - i && exact[i].item == 49 - i);
+    std::vector<uint64_t> allowed{(uint64_t{1} << 3) | (uint64_t{1} << 20)};
+    options.allowed = allowed.data();
+    options.num_allowed = 2;
+    search_one(storage, query, options, scratch, found, counts);
+    CHECK(found.size() == 2 && found[0].item == 20 && found[1].item == 3);
+    storage.deleted[20] = 1;
+    options = {4, 8, nullptr, 49, true};
+    search_one(storage, query, options, scratch, found, counts);
+    CHECK(found.size() == 4 && found[0].item == 49);
+    options.k = 0;
+    search_one(storage, query, options, scratch, found, counts);
+    CHECK(found.empty());
+}
+
+/// Items that no link leads to are still answered when k asks for them.
+void the_promise_without_links() {
+    Storage storage = line(50);
+    for (size_t i = 0; i < 50; ++i) storage.links.row(i)[0] = kNoItem;
+    Scratch scratch;
+    SearchCounts counts;
+    std::vector<Candidate> found;
+    search_one(storage, query_of(storage, 1), {10, 10, nullptr, 50, false}, scratch, found, counts);
+    CHECK(found.size() == 10);
+    for (size_t i = 0; i < found.size(); ++i) CHECK(found[i].item == 49 - i);
+}
+
+/// A built graph: out-links are distinct, in range, not to itself; nearly all is reached; order is a permutation.
+void built_graphs() {
+    const items::Items rows = items::make(700, 16, 10, 80, 9);
+    Config config;
+    config.dim = 16;
+    config.degree = 8;
+    config.build_beam = 32;
+    Index index(config);
+    index.add(rows.batch(), rows.ids.data(), 2, {});
+    const Storage &storage = index.storage();
+    CHECK(index.size() == 700 && storage.size() == 700);
+    for (size_t i = 0; i < 700; ++i) {
+        const size_t count = storage.links.count(i);
+        CHECK(count > 0 && count <= 8);
+        std::set<uint32_t> distinct(storage.links.row(i), storage.links.row(i) + count);
+        CHECK(distinct.size() == count && distinct.count(static_cast<uint32_t>(i)) == 0 && *distinct.rbegin() < 700);
+    }
+    const std::vector<uint32_t> order = locality_order(storage, storage.links);
+    CHECK(std::set<uint32_t>(order.begin(), order.end()).size() == 700 && order.size() == 700);
+    Scratch scratch;
+    SearchCounts counts;
+    Query query;
+    const ItemBatch batch = rows.batch();
+    prepare_query(storage.layout, batch.dense_row(0, 16), batch.sparse_row(0), 0.5F, 0.5F, 0, query);
+    walk(storage, storage.links, query, {}, 700, false, scratch, counts);
+    CHECK_FOR(std::to_string(scratch.beam.size()) + " of 700", scratch.beam.size() >= 665);
+}
+
+} // namespace
+
+int main() {
+    walks_to_the_end();
+    answers();
+    the_promise_without_links();
+    built_graphs();
+    return check::report();
+}
