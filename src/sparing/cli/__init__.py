@@ -1,1 +1,3 @@
 """The command line: `sparing`, one module a group of commands."""
+
+__all__: list[str] = []
