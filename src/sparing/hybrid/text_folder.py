@@ -31,7 +31,7 @@ from sparing.hybrid.encoders import (
 from sparing.hybrid.encoders.settings import one_line
 from sparing.hybrid.index import HybridIndex
 
-__all__ = ["Contents", "Encoders", "INDEX_FILE", "check_target", "copy_documents", "documents_in"]
+__all__ = ["Contents", "Encoders", "check_target", "copy_documents", "documents_in"]
 
 INDEX_FILE = "index.sparing"
 _DOCUMENTS, _SETTINGS = "documents.sqlite", "text.json"
