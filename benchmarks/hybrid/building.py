@@ -40,7 +40,8 @@ class Setup:
     def folder(self, contestant: Contestant, build: Params) -> Path:
         """Where an index is kept; another scale, size or number of threads is another index."""
         place = f"{self.passages or 'all'}-{self.scale:.5g}-{self.build_threads}"
-        return self.work / "indexes" / place / contestant.name.replace(" ", "_") / label(build)
+        name = contestant.name.replace(" ", "_") + (f"@{contestant.version}" if contestant.version else "")
+        return self.work / "indexes" / place / name / label(build)
 
 
 def _status_kib(field: str) -> int:
@@ -77,7 +78,8 @@ def build_here(setup: Setup, name: str, build: Params) -> None:
 
 def facts_of(setup: Setup, contestant: Contestant, build: Params) -> dict[str, Any]:
     """What was measured while building."""
-    return json.loads((setup.folder(contestant, build) / "build.json").read_text())
+    facts: dict[str, Any] = json.loads((setup.folder(contestant, build) / "build.json").read_text())
+    return facts
 
 
 def ensure_built(setup: Setup, contestant: Contestant, *, again: bool = False) -> None:

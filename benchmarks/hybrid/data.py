@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -89,7 +89,7 @@ def _read_vectors(file: Path) -> tuple[np.ndarray, sp.csr_matrix]:
     return np.ascontiguousarray(dense), sparse
 
 
-def _read_lines(file: Path) -> list[dict]:
+def _read_lines(file: Path) -> list[dict[str, Any]]:
     with gzip.open(file, "rt", encoding="utf-8") as stream:
         return [json.loads(line) for line in stream]
 

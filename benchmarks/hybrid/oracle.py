@@ -46,7 +46,8 @@ def exact_top_k(
     mark = collection.fingerprint.replace(":", "_")
     cache = work / f"exact-{mark}-{num_queries}-{k}-{weights[0]:g}-{weights[1]:g}-{scale:.6g}.npy"
     if cache.is_file():
-        return np.load(cache, allow_pickle=False)
+        cached: np.ndarray = np.load(cache, allow_pickle=False)
+        return cached
     parts = []
     for _, dense, sparse in score_blocks(collection, num_queries):
         mixed = np.float32(weights[0]) * dense + np.float32(weights[1] * scale) * sparse

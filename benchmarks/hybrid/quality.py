@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ PAIR_SEEDS = range(10)
 GRID_STEPS = np.geomspace(1 / 8, 8, 25)  # multiples of the scale by std over passage pairs
 GRID_STEPS_WIDE = np.geomspace(1 / 128, 8, 41)
 CANDIDATES = ["std", "range", "mean"]  # compared with everything else, over passage pairs
-FUSIONS = {
+FUSIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "min-max, top 100": lambda dense, sparse: fusion.min_max(dense, sparse, 100),
     "min-max, top 1000": lambda dense, sparse: fusion.min_max(dense, sparse, 1000),
     "min-max, all": lambda dense, sparse: fusion.min_max(dense, sparse, len(dense)),
@@ -78,7 +79,7 @@ def held_out_best(grid: dict[str, np.ndarray]) -> np.ndarray:
     half = np.random.default_rng(SEED).permutation(table.shape[1]) % 2 == 0
     chosen_by_rest = table[table[:, ~half].mean(1).argmax()]
     chosen_by_half = table[table[:, half].mean(1).argmax()]
-    return np.where(half, chosen_by_rest, chosen_by_half)
+    return np.asarray(np.where(half, chosen_by_rest, chosen_by_half))
 
 
 def pair_count_study(collection: Collection) -> list[dict[str, Any]]:

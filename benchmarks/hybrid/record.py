@@ -19,4 +19,5 @@ def save(out: Path, command: str, results: Any, *, seed: int, threads: int, data
 
 def load(file: Path) -> dict[str, Any]:
     """A result file: {"record": …, "results": …}."""
-    return json.loads(file.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content

@@ -51,7 +51,8 @@ class Bench:
         """Exact weighted top k of the batch."""
         everything = len(self.data.query_dense)
         scale, work = self.setup.scale, self.setup.work
-        return exact_top_k(self.data, weights, scale, num_queries=everything, k=K, work=work)[self.rows]
+        answers = exact_top_k(self.data, weights, scale, num_queries=everything, k=K, work=work)
+        return np.asarray(answers[self.rows])
 
 
 def _gather(jobs: Sequence[Job], points: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -19,6 +19,7 @@ class Faiss:
 
     name = "faiss"
     family = "dense only"
+    version = ""
 
     def builds(self) -> list[Params]:
         return [
@@ -34,10 +35,11 @@ class Faiss:
         faiss.omp_set_num_threads(threads)
         start = time.perf_counter()
         dim = data.dense.shape[1]
+        index: Any
         if build["code"] == "flat":
             index = faiss.IndexHNSWFlat(dim, build["m"], faiss.METRIC_INNER_PRODUCT)
         else:
-            kinds = {"sq8": faiss.ScalarQuantizer.QT_8bit, "fp16": faiss.ScalarQuantizer.QT_fp16}
+            kinds: Any = {"sq8": faiss.ScalarQuantizer.QT_8bit, "fp16": faiss.ScalarQuantizer.QT_fp16}
             index = faiss.IndexHNSWSQ(dim, kinds[build["code"]], build["m"], faiss.METRIC_INNER_PRODUCT)
             index.train(data.dense)
         index.hnsw.efConstruction = build["efc"]
@@ -72,6 +74,7 @@ class Hnswlib:
 
     name = "hnswlib"
     family = "dense only"
+    version = ""
 
     def builds(self) -> list[Params]:
         return [{"m": 16, "efc": 200}, {"m": 32, "efc": 200}]

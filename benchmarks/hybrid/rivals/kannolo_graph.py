@@ -28,6 +28,7 @@ class Kannolo:
 
     name = "kannolo"
     family = "one sparse graph"
+    version = ""
 
     def builds(self) -> list[Params]:
         rerank = [(50, 32, 200), (60, 32, 200), (80, 32, 200), (60, 16, 100)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,20 @@ import numpy as np
 
 from benchmarks.hybrid.data import Collection
 from benchmarks.hybrid.rivals.protocol import Answer, Engine, Params, Queries
+from sparing import _core
 from sparing.hybrid import HybridConfig, HybridIndex
 
 BEAMS = [10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256]
 OFF = {"dense_code": "float32", "doc_terms": None, "two_stage": False}
 # The same grid of graph shapes for every step of the ladder, so that each is tuned as carefully as the others.
 SHAPES = [{"degree": 32, "build_beam": 96}, {"degree": 48, "build_beam": 128}]
+
+
+def _core_version() -> str:
+    """Changes with the compiled core and the default settings, so that no index of older code is measured."""
+    digest = hashlib.sha256(Path(_core.__file__).read_bytes())
+    digest.update(HybridConfig().model_dump_json().encode())
+    return digest.hexdigest()[:8]
 
 
 class Ours:
@@ -27,6 +36,7 @@ class Ours:
         self.name = name
         self._levers = levers
         self._shapes = shapes
+        self.version = _core_version()
 
     def builds(self) -> list[Params]:
         return [self._levers | shape for shape in self._shapes]

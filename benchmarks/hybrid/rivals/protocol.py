@@ -50,6 +50,7 @@ class Contestant(Protocol):
 
     name: str
     family: str  # "two routes", "database", "one sparse graph", "dense only", "ours"
+    version: str  # part of the place where indexes are kept; empty for pinned libraries
 
     def builds(self) -> list[Params]:
         """The grid of build settings."""

@@ -21,6 +21,7 @@ class Qdrant:
 
     name = "qdrant-edge"
     family = "database"
+    version = ""
 
     def builds(self) -> list[Params]:
         return [{"m": 16, "efc": 200}, {"m": 32, "efc": 200}]

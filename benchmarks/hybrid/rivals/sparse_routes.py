@@ -35,6 +35,7 @@ class Seismic:
 
     name = "pyseismic"
     family = "sparse only"
+    version = ""
 
     def builds(self) -> list[Params]:
         return [{"postings": 2000, "energy": 0.5}, {"postings": 4000, "energy": 0.4}]
@@ -97,6 +98,7 @@ class Sindi:
 
     name = "pyvsag"
     family = "sparse only"
+    version = ""
 
     def builds(self) -> list[Params]:
         return [

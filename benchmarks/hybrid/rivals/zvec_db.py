@@ -25,10 +25,11 @@ def _init(threads: int) -> None:
 
 
 class Zvec:
-    """Weighted fusion turns each score s into 0.5 + atan(s)/π first; a small factor on both queries keeps that linear."""
+    """Weighted fusion turns a score s into 0.5 + atan(s)/π first; a small factor on both queries keeps that linear."""
 
     name = "zvec"
     family = "database"
+    version = ""
 
     def builds(self) -> list[Params]:
         return [{"m": 16, "efc": 200, "code": "none"}, {"m": 32, "efc": 200, "code": "none"}]
