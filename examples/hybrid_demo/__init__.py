@@ -1,0 +1,1 @@
+"""The parts of the demo of hybrid retrieval; run `make demo`."""

@@ -1,0 +1,129 @@
+"""One self-contained page: the questions and their answers, and recall against speed."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybrid_demo.measure import TARGET_RECALL, Curve
+from sparing.hybrid.text_search import Hit
+
+STYLE = Path(__file__).with_suffix(".css")
+ANSWER_CHARS = 150
+
+
+def picture(curves: Sequence[Curve], exact_per_s: float) -> str:
+    """Draws recall against questions a second; returns a data URL of an SVG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.hashsalt": "sparing", "font.size": 11})
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure, axes = plt.subplots(figsize=(8.6, 4.4), layout="constrained")
+    for curve, colour, marker in zip(curves, ("#0b6e99", "#c96a2b"), ("o", "s"), strict=True):
+        recall, speed = [p.recall for p in curve.points], [p.queries_per_s for p in curve.points]
+        axes.plot(recall, speed, color=colour, marker=marker, ms=5, lw=2, label=curve.name)
+    axes.axhline(exact_per_s, color="#8895a5", lw=1.2, ls="--", label="exact search of everything")
+    axes.axvline(TARGET_RECALL, color="#dfe5ec", lw=1.2, zorder=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("share of the exact top 10 that is found")
+    axes.set_ylabel("questions a second, 1 thread")
+    axes.grid(color="#eef2f6", which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def write_page(
+    path: Path,
+    *,
+    cards: Mapping[str, str],
+    answers: Mapping[str, Mapping[str, Sequence[Hit]]],
+    curves: Sequence[Curve],
+    exact_per_s: float,
+    record: Mapping[str, Any],
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: the file.
+        cards: number -> what it is.
+        answers: question -> way of searching -> hits.
+        curves: the index and the naive one.
+        exact_per_s: questions a second of exact search.
+        record: what ran where.
+    """
+    number_cards = "".join(
+        f"<div class='card'><b>{_text(b)}</b><span>{_text(t)}</span></div>" for t, b in cards.items()
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()) if name in _SHOWN)
+    path.write_text(
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>sparing: hybrid retrieval</title><style>{STYLE.read_text(encoding="utf-8")}</style></head><body><main>
+<h1>Hybrid retrieval, one graph</h1>
+<p>The docstrings of Python and of installed packages, searched by meaning (MiniLM vectors) and by words (BM25) at once.
+All numbers were measured on this machine, in this run.</p>
+<div class="cards">{number_cards}</div>
+<h2>Recall against speed</h2>
+<figure><img alt="Recall against questions a second" src="{picture(curves, exact_per_s)}">
+<figcaption>Up and to the right is better. Each point is one beam width; median of the repeats, encoding not included.
+Naive: the same graph code with float32 vectors, all terms and no stages.</figcaption></figure>
+<h2>The same numbers</h2>{_curve_table(curves)}
+<h2>Questions and answers</h2>{"".join(_question(q, ways) for q, ways in answers.items())}
+<footer>{_text(" · ".join([*_machine(record), versions]))}</footer>
+</main></body></html>
+""",
+        encoding="utf-8",
+    )
+
+
+def _machine(record: Mapping[str, Any]) -> list[str]:
+    machine = record["machine"]
+    facts = f"{machine['cpu']}, {machine['usable_cores']} cores, load {machine['load_1min']} at the end", machine["os"]
+    return [*facts, f"seed {record['seed']}", record["time_utc"], record["command"]]
+
+
+_SHOWN = {"numpy", "python", "scipy", "sparing", "torch", "sentence-transformers", "bm25s"}
+
+
+def _curve_table(curves: Sequence[Curve]) -> str:
+    head = "".join(f"<th>{_text(curve.name)}: recall</th><th>a second</th>" for curve in curves)
+    rows = "".join(
+        f"<tr><td>{points[0].beam}</td>"
+        + "".join(f"<td>{p.recall:.3f}</td><td>{p.queries_per_s:,.0f}</td>" for p in points)
+        + "</tr>"
+        for points in zip(*(curve.points for curve in curves), strict=True)
+    )
+    return f"<figure><table><tr><th>beam</th>{head}</tr>{rows}</table></figure>"
+
+
+def _question(question: str, ways: Mapping[str, Sequence[Hit]]) -> str:
+    columns = "".join(
+        f"<div class='{'hybrid' if name == 'hybrid' else 'part'}'><h4>{_text(name)}</h4><ol>"
+        + "".join(
+            f"<li><code>{_text(hit.key)}</code> {hit.score:.2f}<small>{_text(short(hit))}</small></li>" for hit in hits
+        )
+        + "</ol></div>"
+        for name, hits in ways.items()
+    )
+    return f"<div class='question'><h3>{_text(question)}</h3><div class='columns'>{columns}</div></div>"
+
+
+def short(hit: Hit) -> str:
+    """The first words of an answer, without the name that it starts with."""
+    text = " ".join(hit.text.split("\n", 1)[-1].split())
+    return text if len(text) <= ANSWER_CHARS else text[:ANSWER_CHARS].rsplit(" ", 1)[0] + " ..."
+
+
+def _text(value: str) -> str:
+    return html.escape(value)
