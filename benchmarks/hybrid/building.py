@@ -56,7 +56,7 @@ def build_here(setup: Setup, name: str, build: Params) -> None:
     contestant = by_name(name)
     data = setup.load()
     final = setup.folder(contestant, build)
-    folder = final.with_name(final.name + ".part")
+    folder = final.with_name(f"{final.name}.{os.getpid()}.part")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
