@@ -121,7 +121,7 @@ def main() -> None:
         "passages": f"{len(index):,}",
         f"of the exact top 10 found at the default beam ({default.beam})": f"{default.recall:.1%}",
         f"questions a second at recall {TARGET_RECALL}": f"{speed:,.0f}" if speed else "not reached",
-        "speed of the naive single graph, at that recall": ratio,
+        "the speed of the naive single graph at that recall": ratio,
         "alignment: one unit of BM25 counts": f"{info.alignment.scale:.4f}",
         "bytes a passage, beside the vectors": f"{info.index.index_bytes_per_item:,.0f}",
     }

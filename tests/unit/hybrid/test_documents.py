@@ -248,7 +248,9 @@ def test_many_ids_and_threads(tmp_path: Path):
     assert not failures
 
 
-JSON_SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+JSON_SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False), st.text()
+)
 
 
 @settings(max_examples=60, deadline=None)
