@@ -31,6 +31,12 @@ class Setup:
     passages: int  # 0: all
     scale: float
     build_threads: int = 1
+    max_builds: int = 0  # of each contestant's grid; 0: all
+    built_only: bool = False  # take what is there, build nothing
+
+    def grid(self, contestant: Contestant) -> list[Params]:
+        """The build settings that this run considers."""
+        return contestant.builds()[: self.max_builds or None]
 
     def load(self) -> Collection:
         """The collection, cut to size."""
@@ -84,8 +90,8 @@ def facts_of(setup: Setup, contestant: Contestant, build: Params) -> dict[str, A
 
 def ensure_built(setup: Setup, contestant: Contestant, *, again: bool = False) -> None:
     """Builds what is missing of a contestant's grid, one process an index."""
-    for build in contestant.builds():
-        if (setup.folder(contestant, build) / "build.json").is_file() and not again:
+    for build in setup.grid(contestant):
+        if setup.built_only or ((setup.folder(contestant, build) / "build.json").is_file() and not again):
             continue
         print(f"building {contestant.name} {label(build)}", flush=True)
         arguments = [str(setup.data_folder), str(setup.work), str(setup.passages), repr(setup.scale)]
@@ -104,7 +110,7 @@ def ensure_built(setup: Setup, contestant: Contestant, *, again: bool = False) -
 def open_all(setup: Setup, contestant: Contestant, data: Collection) -> list[tuple[Params, Engine]]:
     """Every index of the grid that was built."""
     engines = []
-    for build in contestant.builds():
+    for build in setup.grid(contestant):
         folder = setup.folder(contestant, build)
         if (folder / "build.json").is_file():
             engines.append((build, contestant.open(data, setup.scale, build, folder)))

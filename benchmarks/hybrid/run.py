@@ -38,6 +38,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="names of contestants")
+    parser.add_argument(
+        "--builds", type=int, default=0, help="the first so many build settings of each contestant; 0: all"
+    )
+    parser.add_argument("--built-only", action="store_true", help="leave out what is not built yet")
+    parser.add_argument("--build-threads", type=int, default=1)
     parser.add_argument("--core", type=int, help="pin the searches to this processor core")
     return parser.parse_args(arguments)
 
@@ -76,6 +81,8 @@ def run_stage(stage: str, bench: sessions.Bench, options: argparse.Namespace) ->
         scale=bench.setup.scale,
         pinned_to_one_core=options.core is not None and stage != "times",
         rounds=bench.rounds,
+        builds_considered=options.builds or "all",
+        built_only=options.built_only,
         timing="milliseconds a query: best, median and worst of the rounds; a round is one batch of all queries",
     )
 
@@ -93,7 +100,15 @@ def main(arguments: list[str] | None = None) -> int:
     if folder is None:
         return 0
     scale = scale_of(passage_pairs(load_debian(folder), NUM_PAIRS, PAIR_SEED), "std")
-    setup = Setup(folder, options.work, options.passages, round(scale, 6))
+    setup = Setup(
+        folder,
+        options.work,
+        options.passages,
+        round(scale, 6),
+        options.build_threads,
+        options.builds,
+        options.built_only,
+    )
     bench = sessions.Bench.create(setup, options.queries, options.rounds)
     for stage in stages:
         print(f"== {stage}", flush=True)
