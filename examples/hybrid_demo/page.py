@@ -21,7 +21,7 @@ def picture(curves: Sequence[Curve], exact_per_s: float) -> str:
     mpl.use("Agg")
     mpl.rcParams.update({"svg.hashsalt": "sparing", "font.size": 11})
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = plt.subplots(figsize=(8.6, 4.4), layout="constrained")
     for curve, colour, marker in zip(curves, ("#0b6e99", "#c96a2b"), ("o", "s"), strict=True):
@@ -30,6 +30,7 @@ def picture(curves: Sequence[Curve], exact_per_s: float) -> str:
     axes.axhline(exact_per_s, color="#8895a5", lw=1.2, ls="--", label="exact search of everything")
     axes.axvline(TARGET_RECALL, color="#dfe5ec", lw=1.2, zorder=0)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("share of the exact top 10 that is found")
