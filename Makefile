@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 # Under the sanitizers only what reaches the compiled core is worth the time.
-NATIVE_TESTS ?= tests/unit/hybrid tests/property tests/contract
+NATIVE_TESTS ?= $(addprefix tests/unit/hybrid/test_,index.py inputs.py filters.py churn.py save.py threads.py) tests/property
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

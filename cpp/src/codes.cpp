@@ -8,6 +8,8 @@
 namespace sparing {
 namespace {
 
+constexpr float kTiny = 1e-30F; ///< smaller parts count as absent in traversal: their steps would underflow
+
 /// Step that minimises the squared error of `levels` symmetric levels over a few candidates.
 float best_step(const float *x, size_t dim, int bits) {
     double sum = 0;
@@ -16,7 +18,7 @@ float best_step(const float *x, size_t dim, int bits) {
         sum += double{x[i]} * x[i];
         peak = std::max(peak, std::fabs(x[i]));
     }
-    if (peak == 0) return 0;
+    if (peak < kTiny) return 0;
     const float half = static_cast<float>((1 << (bits - 1))) - 0.5F;
     if (bits == 8) return peak / 127.F;
     const float sigma = static_cast<float>(std::sqrt(sum / static_cast<double>(dim)));
@@ -129,7 +131,7 @@ void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &
     auto *values = reinterpret_cast<int8_t *>(record + layout.values_offset());
     std::fill(prints, prints + layout.terms, kNoTerm);
     const float peak = peak_of(row);
-    if (layout.terms != 0 && peak > 0) {
+    if (layout.terms != 0 && peak >= kTiny) {
         steps[1] = peak / 127.F;
         size_t i = 0;
         for (const uint32_t position : heaviest(row, layout.terms)) {
@@ -154,7 +156,7 @@ void set_dense(const CodeLayout &layout, const float *dense, float weight, Query
     query.dense_int8.assign(layout.padded_dim(), 0);
     float peak = 0;
     for (size_t i = 0; i < layout.dim; ++i) peak = std::max(peak, std::fabs(dense[i]));
-    if (peak == 0) {
+    if (peak < kTiny) {
         query.dense_factor = 0;
         return;
     }
@@ -176,7 +178,7 @@ void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow
     float total = 0;
     for (size_t i = 0; i < row.size; ++i) total += std::fabs(row.values[i]);
     // The sum of products with int8 values must fit int32, however many terms match.
-    const float step = peak > 0 ? std::max(peak / 32767.F, total / 16'000'000.F) : 0.F;
+    const float step = peak >= kTiny ? std::max(peak / 32767.F, total / 16'000'000.F) : 0.F;
     query.sparse_factor = query.sparse_weight * step;
     const std::vector<uint32_t> kept = heaviest(row, query_terms);
     std::vector<int16_t> weights(row.size, 0);

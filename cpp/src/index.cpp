@@ -97,18 +97,25 @@ void Index::insert(const ItemBatch &batch, const int64_t *ids, int num_threads, 
             for (size_t i = first; i < storage_.size(); ++i) storage_.deleted[i] = 1;
             num_deleted_ += count;
         }
-        if (count * 8 > first) {
-            Links wide = widen_links(storage_.links, 2 * stride, storage_.size());
-            insert_items(storage_, wide, first, num_threads, progress, at_once);
-            Links narrow = narrow_links(storage_, wide, stride, num_threads);
+        try {
+            if (count * 8 > first) {
+                Links wide = widen_links(storage_.links, 2 * stride, storage_.size());
+                insert_items(storage_, wide, first, num_threads, progress, at_once);
+                Links narrow = narrow_links(storage_, wide, stride, num_threads);
+                const auto lock = writer();
+                storage_.links = std::move(narrow);
+            } else {
+                insert_items(storage_, storage_.links, first, num_threads, progress,
+                             [&](const std::function<void()> &body) {
+                                 const auto lock = writer();
+                                 body();
+                             });
+            }
+        } catch (...) { // stopped half-way: as if nothing had been added
             const auto lock = writer();
-            storage_.links = std::move(narrow);
-        } else {
-            insert_items(storage_, storage_.links, first, num_threads, progress,
-                         [&](const std::function<void()> &body) {
-                             const auto lock = writer();
-                             body();
-                         });
+            storage_.truncate(first);
+            num_deleted_ -= count;
+            throw;
         }
         const auto lock = writer();
         for (size_t i = first; i < storage_.size(); ++i) {
@@ -264,7 +271,7 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     expect_size(saved.row_begin, n + 1, "row_begin");
     expect_size(saved.norms, config.similarity == Similarity::InnerProduct ? 0 : n, "norms");
     expect_size(saved.links, n * config.degree, "links");
-    expect_size(saved.entries, std::min<size_t>(n, config.num_entries), "entries");
+    if (saved.entries.size() > n || (n > 0 && saved.entries.empty())) bad_file("wrong number of entry points");
     expect_size(saved.values, saved.terms.size(), "values");
     expect_size(saved.seeds, size_t{saved.seed_buckets} * config.seeds_per_term, "seeds");
     if ((saved.seed_buckets & (saved.seed_buckets - 1)) != 0) bad_file("the number of seed buckets is no power of two");
@@ -272,13 +279,16 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
         bad_file("row_begin does not span the terms");
     for (size_t i = 0; i < n; ++i)
         if (saved.row_begin[i] > saved.row_begin[i + 1]) bad_file("row_begin decreases at item " + std::to_string(i));
+    for (const uint32_t item : saved.entries)
+        if (item >= n) bad_file("entries names item " + std::to_string(item) + " of " + std::to_string(n));
+    for (const int64_t id : saved.ids)
+        if (id < 0) bad_file("id " + std::to_string(id) + " is negative");
     auto check_items = [&](const std::span<const uint32_t> &items, const char *name) {
         for (const uint32_t item : items)
             if (item >= n && item != kNoItem)
                 bad_file(std::string(name) + " names item " + std::to_string(item) + " of " + std::to_string(n));
     };
     check_items(saved.links, "links");
-    check_items(saved.entries, "entries");
     check_items(saved.seeds, "seeds");
     storage.ids = hold(saved.ids, owner, borrow);
     storage.deleted = hold(saved.deleted, owner, borrow);

@@ -8,6 +8,11 @@
 
 namespace sparing {
 
+namespace {
+/// Squared length up to which the products of any two rows stay finite in float32.
+constexpr double kLongest = 1e37;
+} // namespace
+
 void validate_batch(const ItemBatch &batch, size_t dim, const char *what) {
     for (size_t i = 0; i < batch.size; ++i) {
         const std::string row = std::string(what) + " row " + std::to_string(i);
@@ -18,6 +23,11 @@ void validate_batch(const ItemBatch &batch, size_t dim, const char *what) {
                     throw Error(ErrorKind::NonFinite, "dense " + row + ", column " + std::to_string(d) + " is " +
                                                           std::to_string(x[d]) +
                                                           "; every value must be finite: drop or repair that row");
+            double squares = 0;
+            for (size_t d = 0; d < dim; ++d) squares += double{x[d]} * x[d];
+            if (squares > kLongest)
+                throw Error(ErrorKind::NonFinite,
+                            "dense " + row + " is so long that its scores overflow; rescale the vectors");
         }
         const SparseRow sparse = batch.sparse_row(i);
         for (size_t j = 0; j < sparse.size; ++j) {
@@ -34,6 +44,11 @@ void validate_batch(const ItemBatch &batch, size_t dim, const char *what) {
                             "sparse " + row + " is not sorted: term " + std::to_string(sparse.terms[j]) + " follows " +
                                 std::to_string(sparse.terms[j - 1]) + "; call sort_indices() first");
         }
+        double squares = 0;
+        for (size_t j = 0; j < sparse.size; ++j) squares += double{sparse.values[j]} * sparse.values[j];
+        if (squares > kLongest)
+            throw Error(ErrorKind::NonFinite,
+                        "sparse " + row + " is so long that its scores overflow; rescale the weights");
     }
 }
 
@@ -83,6 +98,23 @@ void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::
                                                double{config.sparse_weight} * config.scale * sparse_norm));
     }
     links.data.resize((first + count) * links.stride, kNoItem);
+}
+
+void Storage::truncate(size_t count) {
+    ids.resize(count);
+    deleted.resize(count);
+    records.resize(count * layout.stride());
+    dense.resize(count * config.dim);
+    row_begin.resize(count + 1);
+    terms.resize(row_begin[count]);
+    values.resize(row_begin[count]);
+    if (!norms.empty()) norms.resize(count);
+    links.data.resize(count * links.stride);
+    for (size_t i = 0; i < count; ++i) {
+        uint32_t *row = links.row(i);
+        uint32_t *end = std::remove_if(row, row + links.stride, [&](uint32_t item) { return item >= count; });
+        std::fill(end, row + links.stride, kNoItem);
+    }
 }
 
 Storage Storage::select(const std::vector<uint32_t> &order) const {

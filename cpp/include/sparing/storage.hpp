@@ -104,6 +104,8 @@ struct Storage {
 
     /// Appends items `order[i]` of the batch (vectors, codes, empty links); links and entries come later.
     void append(const ItemBatch &batch, const int64_t *ids, const std::vector<uint32_t> &order, int num_threads);
+    /// Drops the items from `count` on, and links to them.
+    void truncate(size_t count);
     /// A new storage with items order[0], order[1], ... of this one; links are renumbered, links to others dropped.
     Storage select(const std::vector<uint32_t> &order) const;
     /// Recomputes entry points and, for items from `first` on (0: all), the seeds.

@@ -12,6 +12,7 @@ Source: H. Zhang et al., arXiv 2410.20381, distribution alignment. The statistic
 pairs) is this project's choice, see docs/decisions.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,6 +50,22 @@ class Alignment:
         """The fields as JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Alignment":
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError, TypeError: a field is missing, unknown, of another type, or out of range.
+        """
+        alignment = cls(**fields)
+        numbers: tuple[Any, ...] = (alignment.scale, alignment.dense_spread, alignment.sparse_spread)
+        if not all(isinstance(x, int | float) and np.isfinite(np.float32(x)) for x in numbers) or alignment.scale <= 0:
+            raise ValueError(f"alignment: expected finite numbers and a scale above 0, got {numbers}")
+        counts: tuple[Any, ...] = (alignment.num_pairs, alignment.seed)
+        if not all(isinstance(x, int) for x in counts):
+            raise TypeError("alignment: expected integers as num_pairs and seed")
+        return alignment
+
 
 def align(rows: Rows, *, statistic: AlignmentStatistic = "std", num_pairs: int = 10_000, seed: int = 0) -> Alignment:
     """Measures the scale on random passage pairs.
@@ -85,6 +102,7 @@ def align(rows: Rows, *, statistic: AlignmentStatistic = "std", num_pairs: int =
     return Alignment(scale, dense_spread, sparse_spread, num_pairs, seed, statistic)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # the core refuses what is not finite
 def _spread(scores: npt.NDArray[np.float64], statistic: AlignmentStatistic) -> float:
     if statistic == "std":
         return float(scores.std())

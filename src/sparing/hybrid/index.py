@@ -11,11 +11,22 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparing.errors import ArgumentError, FormatError, ShapeError
+from sparing.errors import ArgumentError, FormatError, ReadOnlyError, ShapeError
 from sparing.hybrid._native import core
 from sparing.hybrid.alignment import Alignment, align
 from sparing.hybrid.config import HybridConfig, make_config
-from sparing.hybrid.inputs import Rows, SparseInput, VectorInput, as_ids, as_rows, as_weights, check_count, is_single
+from sparing.hybrid.inputs import (
+    MAX_DIM,
+    MAX_THREADS,
+    Rows,
+    SparseInput,
+    VectorInput,
+    as_ids,
+    as_rows,
+    as_weights,
+    check_count,
+    is_single,
+)
 from sparing.hybrid.results import IndexStats, SearchResult, SearchStats
 from sparing.runs import Progress, read_artifact, verify_artifact, write_artifact
 
@@ -23,6 +34,13 @@ __all__ = ["HybridIndex"]
 
 SCHEMA = "sparing.hybrid.index"
 VERSION = 1  # 1: first format
+DTYPES = {
+    **dict.fromkeys(("ids",), np.int64),
+    **dict.fromkeys(("deleted", "records"), np.uint8),
+    **dict.fromkeys(("dense", "values", "norms"), np.float32),
+    **dict.fromkeys(("terms", "links", "entries", "seeds"), np.uint32),
+    "row_begin": np.uint64,
+}
 
 
 class HybridIndex:
@@ -46,6 +64,7 @@ class HybridIndex:
         self._config = config
         self._alignment = alignment
         self._dim = dim
+        self._read_only = False
 
     @classmethod
     def build(
@@ -98,10 +117,18 @@ class HybridIndex:
             dense, sparse, dim=self._dim if dense is not None else None, cosine=self._config.metric == "cosine"
         )
         item_ids = as_ids(ids, rows.count)
-        if len(self) == 0 and self._native.num_deleted == 0 and self._alignment.num_pairs == 0:
-            self._alignment = _measure(rows, self._config)
-            self._native = core.Index(self._native_config())
-        self._insert(rows, item_ids, num_threads, progress)
+        if self._read_only:
+            raise ReadOnlyError(
+                "this index was opened with mmap=True and is read-only; open it with mmap=False to change it"
+            )
+        if len(self) > 0 or self._native.num_deleted > 0 or self._alignment.num_pairs > 0:
+            self._insert(rows, item_ids, num_threads, progress)
+            return
+        # Built empty: aligned by the first items, and only if they are taken.
+        first = type(self)(None, self._config, _measure(rows, self._config), self._dim)
+        first._native = core.Index(first._native_config())
+        first._insert(rows, item_ids, num_threads, progress)
+        self._native, self._alignment = first._native, first._alignment
 
     def update(
         self, dense: VectorInput | None, sparse: SparseInput | None, *, ids: npt.ArrayLike, num_threads: int = 0
@@ -120,7 +147,7 @@ class HybridIndex:
             rows.row_begin,
             rows.terms,
             rows.values,
-            check_count("num_threads", num_threads, 0),
+            check_count("num_threads", num_threads, 0, MAX_THREADS),
         )
 
     def delete(self, ids: npt.ArrayLike) -> None:
@@ -133,7 +160,7 @@ class HybridIndex:
 
     def compact(self, *, num_threads: int = 0) -> None:
         """Drops deleted items and links their neighbours with each other; answers keep their quality."""
-        self._native.compact(check_count("num_threads", num_threads, 0))
+        self._native.compact(check_count("num_threads", num_threads, 0, MAX_THREADS))
 
     def search(
         self,
@@ -213,9 +240,11 @@ class HybridIndex:
         """Number of items that can be found."""
         return len(self._native)
 
-    def __contains__(self, item_id: int) -> bool:
+    def __contains__(self, item_id: object) -> bool:
         """Whether an item of this id can be found."""
-        return int(item_id) in self._native
+        if isinstance(item_id, bool) or not isinstance(item_id, int | np.integer):
+            return False
+        return 0 <= item_id < 2**63 and int(item_id) in self._native
 
     def __repr__(self) -> str:
         """A line with size and settings."""
@@ -254,12 +283,18 @@ class HybridIndex:
         artifact = read_artifact(path, schema=SCHEMA, versions={VERSION}, mmap=mmap)
         try:
             config = make_config(artifact.meta["config"])
-            alignment = Alignment(**artifact.meta["alignment"])
+            alignment = Alignment.from_dict(artifact.meta["alignment"])
             dim, buckets = int(artifact.meta["dim"]), int(artifact.meta["seed_buckets"])
+            if not 0 <= dim <= MAX_DIM:
+                raise FormatError(f"dim is {dim}")
+            wrong = [name for name, dtype in DTYPES.items() if artifact.arrays[name].dtype != dtype]
+            if wrong:
+                raise FormatError(f"{wrong[0]} has dtype {artifact.arrays[wrong[0]].dtype}")
             index = cls(None, config, alignment, dim)
+            index._read_only = mmap
             arrays = {**artifact.arrays, "seed_buckets": buckets}
             index._native = core.Index.open(index._native_config(), arrays, mmap)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise FormatError(f"{os.fspath(path)}: not a readable hybrid index: {error}") from error
         return index
 
@@ -279,7 +314,7 @@ class HybridIndex:
         report: Callable[[int, int], None] | None = None
         if progress is not None:
             report = lambda done, total: progress("build", done, total)  # noqa: E731
-        threads = check_count("num_threads", num_threads, 0)
+        threads = check_count("num_threads", num_threads, 0, MAX_THREADS)
         self._native.add(ids, rows.dense, rows.row_begin, rows.terms, rows.values, threads, report)
 
     def _search(
@@ -320,7 +355,7 @@ class HybridIndex:
             self._config.query_terms or 0,
             None if filter is None else as_ids(filter, None, "filter"),
             exact,
-            check_count("num_threads", num_threads, 0),
+            check_count("num_threads", num_threads, 0, MAX_THREADS),
         )
         stats = SearchStats(rows.count, hops, dense, sparse, rescored, time.perf_counter() - start)
         return SearchResult(ids[0], scores[0], stats) if single else SearchResult(ids, scores, stats)

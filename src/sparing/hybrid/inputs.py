@@ -19,6 +19,8 @@ SparseInput = Any
 """SciPy CSR array or matrix of shape (n, vocabulary), a list of ``{term: weight}``, or one such dict."""
 
 MAX_TERM = 2**32 - 1
+MAX_DIM = 65_536
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def _as_dense(dense: VectorInput, dim: int | None, cosine: bool, single: bool) -
         if str(dense.device) != "cpu":
             raise ArgumentError(f"dense: expected a tensor on the CPU, got one on {dense.device}; call .cpu() first")
         dense = (dense.float() if str(dense.dtype) == "torch.bfloat16" else dense).numpy()
-    array = np.asarray(dense)
+    try:
+        array = np.asarray(dense)
+    except ValueError:
+        raise ShapeError("dense: expected rows of equal length, got ragged ones; pass one (n, dim) array") from None
     if array.dtype.kind != "f":
         raise DtypeError(
             f"dense: expected float32, float16 or float64, got {array.dtype}; convert it with astype(np.float32)"
@@ -93,14 +98,15 @@ def _as_dense(dense: VectorInput, dim: int | None, cosine: bool, single: bool) -
             f"dense: this index expects vectors with {dim} dimensions, got {array.shape[1]} (shape {array.shape}); "
             "encode with the model that the index was built with"
         )
-    if array.dtype == np.float64 and array.size and np.abs(array).max(initial=0) > np.finfo(np.float32).max:
-        raise NonFiniteError(
-            "dense: expected values that fit float32, got larger ones (or infinity); rescale the vectors"
-        )
-    vectors: npt.NDArray[np.float32] = np.ascontiguousarray(array, dtype=np.float32)
+    if array.shape[1] > MAX_DIM:
+        raise ShapeError(f"dense: expected at most {MAX_DIM} dimensions, got {array.shape[1]}")
+    vectors = _as_float32(array, "dense")
     if cosine and vectors.size:
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # the core names the row that is not finite
+            norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+            vectors = np.where(np.isfinite(vectors), vectors / np.where(norms > 0, norms, 1), vectors).astype(
+                np.float32
+            )
     return vectors
 
 
@@ -138,15 +144,20 @@ def _as_sparse(
             raise SparseFormatError(
                 f"sparse: expected term ids from 0 to {MAX_TERM}, got {bad}; renumber the vocabulary"
             )
-        if data.dtype == np.float64 and np.abs(data).max(initial=0) > np.finfo(np.float32).max:
-            raise NonFiniteError(
-                "sparse: expected weights that fit float32, got larger ones (or infinity); rescale them"
-            )
     return (
         np.ascontiguousarray(row_begin, dtype=np.uint64),
         np.ascontiguousarray(indices, dtype=np.uint32),
-        np.ascontiguousarray(data, dtype=np.float32),
+        _as_float32(data, "sparse"),
     )
+
+
+def _as_float32(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: npt.NDArray[np.float32] = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype != np.float32 and np.any(np.isfinite(array) & ~np.isfinite(values)):
+        kind = "values" if name == "dense" else "weights"
+        raise NonFiniteError(f"{name}: expected {kind} that fit float32, got larger ones; rescale them")
+    return values
 
 
 def _from_dicts(rows: Sequence[Mapping[int, float]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -165,8 +176,10 @@ def _from_dicts(rows: Sequence[Mapping[int, float]]) -> tuple[npt.NDArray[Any], 
         row_begin.append(len(terms))
     try:
         values = np.asarray(weights, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DtypeError("sparse: expected numbers as weights of the dicts") from None
+    if values.ndim != 1:
+        raise DtypeError("sparse: expected numbers as weights of the dicts, got sequences")
     return np.asarray(row_begin, dtype=np.int64), np.asarray(terms, dtype=np.int64), values
 
 
@@ -196,7 +209,13 @@ def as_weights(weights: Any, count: int) -> npt.NDArray[np.float32]:
     Raises:
         ShapeError: another shape. NonFiniteError: NaN or infinity. ArgumentError: a negative weight.
     """
-    array = np.asarray(weights, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(weights, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise DtypeError(
+            f"weights: expected numbers, a pair (dense, sparse) or shape (n, 2), got {weights!r}"
+        ) from None
     if array.shape == (2,):
         array = np.tile(array, (count, 1))
     if array.shape != (count, 2):
