@@ -244,7 +244,8 @@ class HybridIndex:
         """Whether an item of this id can be found."""
         if isinstance(item_id, bool) or not isinstance(item_id, int | np.integer):
             return False
-        return 0 <= item_id < 2**63 and int(item_id) in self._native
+        number = int(item_id)
+        return 0 <= number < 2**63 and number in self._native
 
     def __repr__(self) -> str:
         """A line with size and settings."""
