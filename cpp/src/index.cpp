@@ -271,7 +271,8 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     expect_size(saved.row_begin, n + 1, "row_begin");
     expect_size(saved.norms, config.similarity == Similarity::InnerProduct ? 0 : n, "norms");
     expect_size(saved.links, n * config.degree, "links");
-    if (saved.entries.size() > n || (n > 0 && saved.entries.empty())) bad_file("wrong number of entry points");
+    if (saved.entries.size() > std::min<size_t>(n, config.num_entries) || (n > 0 && saved.entries.empty()))
+        bad_file("wrong number of entry points");
     expect_size(saved.values, saved.terms.size(), "values");
     expect_size(saved.seeds, size_t{saved.seed_buckets} * config.seeds_per_term, "seeds");
     if ((saved.seed_buckets & (saved.seed_buckets - 1)) != 0) bad_file("the number of seed buckets is no power of two");
