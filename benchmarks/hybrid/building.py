@@ -31,7 +31,6 @@ class Setup:
     passages: int  # 0: all
     scale: float
     build_threads: int = 1
-    built_only: bool = False  # measure what is there, build nothing
     max_builds: int = 0  # of each contestant's grid; 0: all
     built_only: bool = False  # take what is there, build nothing
 

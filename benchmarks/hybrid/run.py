@@ -105,9 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.work,
         options.passages,
         round(scale, 6),
-        options.build_threads,
-        options.builds,
-        options.built_only,
+        build_threads=options.build_threads,
+        max_builds=options.builds,
+        built_only=options.built_only,
     )
     bench = sessions.Bench.create(setup, options.queries, options.rounds)
     for stage in stages:
