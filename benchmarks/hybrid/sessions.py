@@ -20,6 +20,7 @@ from benchmarks.hybrid.tuning import best_pairings, good_jobs
 EQUAL = (0.5, 0.5)
 WEIGHTS = [(1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
 QUERY_SEED = 0
+USUAL_POOL = 50  # two routes are also shown with lists of at least this length, as they are mostly used
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def curves(bench: Bench, only: list[str] | None = None) -> dict[str, Any]:
                 continue
             ensure_built(bench.setup, left)
             ensure_built(bench.setup, right)
-            jobs += best_pairings(bench.setup, left, right, bench.data, queries, exact, tables)
+            for smallest in (0, USUAL_POOL):
+                jobs += best_pairings(bench.setup, left, right, bench.data, queries, exact, tables, smallest)
     points = measure(jobs, queries, exact, rounds=bench.rounds)
     return _describe(bench, _gather(jobs, points), singles)
 

@@ -75,10 +75,12 @@ def best_pairings(
     queries: Queries,
     exact: np.ndarray,
     tables: dict[str, list[dict[str, Any]]],
+    smallest_pool: int = 0,
 ) -> list[Job]:
     """Jobs for the pairings of both routes' settings on the front of estimated time and union recall.
 
     Every setting of one route is combined with every setting of the other; only the best are then measured whole.
+    `smallest_pool` leaves out shorter lists than that, which few users would dare to set.
     """
     for route in (dense, sparse):
         if route.name not in tables:
@@ -86,8 +88,11 @@ def best_pairings(
             print(f"{route.name}: {len(tables[route.name])} settings as a route", flush=True)
     pairs = []
     for left, right in itertools.product(tables[dense.name], tables[sparse.name]):
+        if min(left["pool"], right["pool"]) < smallest_pool:
+            continue
         found = np.bitwise_count(left["held"] | right["held"]).sum() / exact.size
         pairs.append({"recall": float(found), "ms": left["ms"] + right["ms"], "left": left, "right": right})
+    name = f"{dense.name} + {sparse.name}" + (f", pools ≥ {smallest_pool}" if smallest_pool else "")
     jobs = []
     for pair in front(pairs):
         if pair["recall"] < FLOOR:
@@ -101,7 +106,7 @@ def best_pairings(
         }
         engine = TwoRoutesEngine(data, left["engine"], right["engine"])
         build = {"dense": left["build"], "sparse": right["build"]}
-        jobs.append(Job(f"{dense.name} + {sparse.name}", engine, build, params))
+        jobs.append(Job(name, engine, build, params))
     return thin(jobs, 24)
 
 
