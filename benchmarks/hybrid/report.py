@@ -132,7 +132,7 @@ def _dense(files: dict[str, Any]) -> tuple[list[Row], list[str]]:
 
 def _weights(files: dict[str, Any]) -> tuple[list[Row], list[str]]:
     results = files["weights"]["results"]
-    default = 64
+    default = 96
     at = {
         pair: next(p for p in table["ours"] if p["params"]["beam"] == default)["recall"]
         for pair, table in results.items()

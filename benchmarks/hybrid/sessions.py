@@ -133,7 +133,7 @@ def weights(bench: Bench, curve_results: dict[str, Any]) -> dict[str, Any]:
     chosen: list[Job] = []
     default = contestants.ours()[0]
     build, engine = open_all(bench.setup, default, bench.data)[0]
-    chosen += [Job("ours", engine, build, {"beam": beam}) for beam in [32, 64, 128]]
+    chosen += [Job("ours", engine, build, {"beam": beam}) for beam in [32, 64, 96, 128]]
     chosen += _rival_jobs(bench, curve_results)
     result: dict[str, Any] = {}
     for pair in WEIGHTS:
