@@ -28,7 +28,7 @@ class HybridConfig(BaseModel):
         doc_terms: heaviest terms of an item kept for traversal, 1 to 4096; ``None`` reads all of them at full
             precision.
         query_terms: heaviest terms of a query used in traversal; ``None`` uses all.
-        two_stage: dense distances only until the walk stops improving, hybrid ones after that (paper, section 4).
+        two_stage: dense distances only until the walk stops improving, hybrid ones after that.
         weights: weights of construction, dense and sparse.
         similarity: how construction compares items: inner product, L2 or cosine of the joint vector.
         num_entries: items spread over the index at which every search starts, 1 to 65536.
