@@ -57,6 +57,29 @@ nb::ndarray<nb::numpy, T> copy_out(const Buffer<T> &buffer) {
     return to_numpy(std::vector<T>(buffer.data(), buffer.data() + buffer.size()), {buffer.size()});
 }
 
+/// A column as it is stored: halves as their bits, which Python views as float16.
+template <class Wide>
+nb::object copy_out(const Column<Wide> &column) {
+    return column.visit([](const auto &buffer) {
+        using T = std::decay_t<decltype(buffer[0])>;
+        using Plain = std::conditional_t<std::is_same_v<T, Half>, uint16_t, T>;
+        const auto *data = reinterpret_cast<const Plain *>(buffer.data());
+        return nb::cast(to_numpy(std::vector<Plain>(data, data + buffer.size()), {buffer.size()}));
+    });
+}
+
+/// A saved column of either width, held by `arrays`.
+template <class Narrow, class Wide>
+void span_of(const nb::dict &arrays, const char *name, std::variant<std::span<const Narrow>, std::span<const Wide>> &out) {
+    Array1<Wide> wide;
+    if (nb::try_cast(arrays[name], wide)) {
+        out = span_of(wide);
+        return;
+    }
+    const auto array = nb::cast<Array1<uint16_t>>(arrays[name]);
+    out = std::span<const Narrow>(reinterpret_cast<const Narrow *>(array.data()), array.size());
+}
+
 ItemBatch batch_of(size_t size, const std::optional<Array2<float>> &dense,
                    const std::optional<Array1<uint64_t>> &row_begin, const std::optional<Array1<uint32_t>> &terms,
                    const std::optional<Array1<float>> &values) {
@@ -135,6 +158,7 @@ NB_MODULE(_core, m) {
     });
 
     nb::enum_<DenseCode>(m, "DenseCode")
+        .value("INT3", DenseCode::Int3)
         .value("INT4", DenseCode::Int4)
         .value("INT8", DenseCode::Int8)
         .value("FLOAT32", DenseCode::Float32);
@@ -227,22 +251,19 @@ NB_MODULE(_core, m) {
                 auto ids = nb::cast<Array1<int64_t>>(arrays["ids"]);
                 auto deleted = nb::cast<Array1<uint8_t>>(arrays["deleted"]),
                      records = nb::cast<Array1<uint8_t>>(arrays["records"]);
-                auto dense = nb::cast<Array1<float>>(arrays["dense"]),
-                     values = nb::cast<Array1<float>>(arrays["values"]),
-                     norms = nb::cast<Array1<float>>(arrays["norms"]);
+                auto norms = nb::cast<Array1<float>>(arrays["norms"]);
                 auto row_begin = nb::cast<Array1<uint64_t>>(arrays["row_begin"]);
-                auto terms = nb::cast<Array1<uint32_t>>(arrays["terms"]),
-                     links = nb::cast<Array1<uint32_t>>(arrays["links"]),
+                auto links = nb::cast<Array1<uint32_t>>(arrays["links"]),
                      entries = nb::cast<Array1<uint32_t>>(arrays["entries"]),
                      seeds = nb::cast<Array1<uint32_t>>(arrays["seeds"]);
                 saved.ids = span_of(ids);
                 saved.deleted = span_of(deleted);
                 saved.records = span_of(records);
-                saved.dense = span_of(dense);
-                saved.values = span_of(values);
+                span_of(arrays, "dense", saved.dense);
+                span_of(arrays, "values", saved.values);
+                span_of(arrays, "terms", saved.terms);
                 saved.norms = span_of(norms);
                 saved.row_begin = span_of(row_begin);
-                saved.terms = span_of(terms);
                 saved.links = span_of(links);
                 saved.entries = span_of(entries);
                 saved.seeds = span_of(seeds);

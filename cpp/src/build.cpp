@@ -17,12 +17,13 @@ struct Worker {
     std::vector<Candidate> candidates, occluded;
     std::vector<uint32_t> open;
     std::vector<float> own_scores, scores;
+    RowMemory row;
     SearchCounts counts;
 };
 
-void load_query(const Storage &storage, uint32_t item, Query &query) {
+void load_query(const Storage &storage, uint32_t item, RowMemory &memory, Query &query) {
     const Config &config = storage.config;
-    const SparseRow row = config.doc_terms == 0 ? storage.sparse_row(item) : SparseRow{};
+    const SparseRow row = config.doc_terms == 0 ? storage.sparse_row(item, memory) : SparseRow{};
     query_from_record(storage.layout, storage.record(item), config.dense_weight, config.sparse_weight * config.scale,
                       row, query);
 }
@@ -67,7 +68,7 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
         open.erase(open.begin());
         worker.own_scores.erase(worker.own_scores.begin());
         if (open.empty() || kept == degree) break;
-        load_query(storage, chosen, worker.other);
+        load_query(storage, chosen, worker.row, worker.other);
         worker.scores.resize(open.size());
         kernels().score_codes(storage.view(), worker.other, Stage::Hybrid, open.data(), open.size(),
                               worker.scores.data());
@@ -101,11 +102,11 @@ void score_items(const Storage &storage, const std::vector<uint32_t> &items, Wor
 /// Forward links of a new item.
 void link_forward(const Storage &storage, const Links &links, uint32_t item, size_t linked,
                   const std::vector<uint32_t> &peers, Worker &worker, Links &out, size_t row) {
-    load_query(storage, item, worker.query);
+    load_query(storage, item, worker.row, worker.query);
     if (linked == 0) {
         score_items(storage, peers, worker);
     } else {
-        const SparseRow sparse = storage.sparse_row(item);
+        const SparseRow sparse = storage.sparse_row(item, worker.row);
         worker.query.seed_terms.assign(sparse.terms, sparse.terms + sparse.size);
         std::vector<uint32_t> order(sparse.size);
         std::iota(order.begin(), order.end(), 0U);
@@ -120,7 +121,7 @@ void link_forward(const Storage &storage, const Links &links, uint32_t item, siz
         walk(storage, links, worker.query, ranking_of(storage), storage.config.build_beam, storage.config.two_stage,
              worker.scratch, worker.counts);
         std::vector<uint32_t> items;
-        for (const Candidate &c : worker.scratch.beam) items.push_back(c.item);
+        for (const Candidate &c : worker.scratch.pool) items.push_back(c.item);
         // Links that others made to this item before its turn.
         for (size_t j = 0; j < links.count(item); ++j)
             if (std::find(items.begin(), items.end(), links.row(item)[j]) == items.end())
@@ -171,7 +172,7 @@ ReverseRows link_reverse(const Storage &storage, const Links &links, std::vector
             std::copy(items.begin(), items.end(), to);
             return;
         }
-        load_query(storage, target, worker.query);
+        load_query(storage, target, worker.row, worker.query);
         score_items(storage, items, worker);
         prune(storage, target, storage.config.degree, worker, to);
     });
@@ -235,7 +236,7 @@ Links narrow_links(const Storage &storage, const Links &links, size_t stride, in
             std::copy(links.row(i), links.row(i) + count, narrow.row(i));
             return;
         }
-        load_query(storage, static_cast<uint32_t>(i), worker.query);
+        load_query(storage, static_cast<uint32_t>(i), worker.row, worker.query);
         score_items(storage, {links.row(i), links.row(i) + count}, worker);
         prune(storage, static_cast<uint32_t>(i), stride, worker, narrow.row(i));
     });
@@ -263,7 +264,7 @@ void bypass_deleted(const Storage &storage, Links &links, int num_threads) {
             for (size_t m = 0; m < before.count(item); ++m) collect(before.row(item)[m]);
         }
         if (!broken) return;
-        load_query(storage, static_cast<uint32_t>(i), worker.query);
+        load_query(storage, static_cast<uint32_t>(i), worker.row, worker.query);
         score_items(storage, items, worker);
         const size_t kept = prune(storage, static_cast<uint32_t>(i), storage.config.degree, worker, links.row(i));
         std::fill(links.row(i) + kept, links.row(i) + links.stride, kNoItem);

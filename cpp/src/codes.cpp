@@ -24,7 +24,7 @@ float best_step(const float *x, size_t dim, int bits) {
     const float sigma = static_cast<float>(std::sqrt(sum / static_cast<double>(dim)));
     float best = peak / half;
     double best_error = -1;
-    for (const float clip : {2.2F, 2.5F, 2.8F, 3.1F, 3.6F}) {
+    for (const float clip : {1.8F, 2.1F, 2.4F, 2.7F, 3.1F, 3.6F}) {
         const float step = std::min(peak, sigma * clip) / half;
         double error = 0;
         for (size_t i = 0; i < dim; ++i) {
@@ -37,6 +37,32 @@ float best_step(const float *x, size_t dim, int bits) {
     return best;
 }
 
+/// Writes the code of dimension i into zeroed bytes.
+void put_code(const CodeLayout &layout, uint8_t *record, size_t i, unsigned code) {
+    const size_t lane = i % 128;
+    auto set = [](uint8_t &byte, unsigned value) { byte = static_cast<uint8_t>(byte | value); };
+    if (layout.dense == DenseCode::Int4) {
+        set(record[i / 128 * 64 + lane % 64], lane < 64 ? code : code << 4);
+    } else {
+        uint8_t *block = record + i / 128 * 48;
+        set(block[lane % 32], (code & 3U) << (2 * (lane / 32)));
+        set(block[32 + lane / 8], (code >> 2) << (lane % 8));
+    }
+}
+
+/// Code of dimension i minus its zero point, doubled where that is a half: an integer from -127 to 127.
+int signed_code(const CodeLayout &layout, const uint8_t *record, size_t i) {
+    const size_t lane = i % 128;
+    if (layout.dense == DenseCode::Int8) return int{record[i]} - 128;
+    if (layout.dense == DenseCode::Int4) {
+        const uint8_t pair = record[i / 128 * 64 + lane % 64];
+        return 2 * (lane < 64 ? pair & 15 : pair >> 4) - 15;
+    }
+    const uint8_t *block = record + i / 128 * 48;
+    const int low = block[lane % 32] >> (2 * (lane / 32)) & 3, high = block[32 + lane / 8] >> (lane % 8) & 1;
+    return 2 * (low + 4 * high) - 7;
+}
+
 void encode_dense(const CodeLayout &layout, const float *dense, uint8_t *record, float &step) {
     step = 0;
     const size_t dim = layout.dim;
@@ -46,19 +72,16 @@ void encode_dense(const CodeLayout &layout, const float *dense, uint8_t *record,
         if (dense != nullptr) std::copy(dense, dense + dim, out), step = 1;
         return;
     }
-    const bool four = layout.dense == DenseCode::Int4;
     std::memset(record, 0, layout.dense_bytes());
-    if (dense != nullptr) step = best_step(dense, dim, four ? 4 : 8);
+    const size_t bits = layout.bits();
+    if (dense != nullptr) step = best_step(dense, dim, static_cast<int>(bits));
+    const auto half = static_cast<float>(1U << (bits - 1));
     for (size_t i = 0; i < layout.padded_dim(); ++i) {
         const float x = i < dim && dense != nullptr && step > 0 ? dense[i] / step : 0.F;
-        if (four) {
-            const auto code = static_cast<uint8_t>(std::clamp(std::floor(x) + 8.F, 0.F, 15.F));
-            const size_t block = i / 128 * 64, lane = i % 128;
-            record[block + lane % 64] =
-                static_cast<uint8_t>(record[block + lane % 64] | (lane < 64 ? code : code << 4));
-        } else {
+        if (bits == 8)
             record[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(x), -127.F, 127.F) + 128.F);
-        }
+        else
+            put_code(layout, record, i, static_cast<unsigned>(std::clamp(std::floor(x) + half, 0.F, 2 * half - 1)));
     }
 }
 
@@ -132,11 +155,17 @@ void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &
     std::fill(prints, prints + layout.terms, kNoTerm);
     const float peak = peak_of(row);
     if (layout.terms != 0 && peak >= kTiny) {
+        std::vector<uint32_t> order = heaviest(row, layout.terms);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](uint32_t a, uint32_t b) { return row.values[a] > row.values[b]; });
+        for (size_t i = 0; i < order.size(); ++i) prints[i] = fingerprint(row.terms[order[i]]);
         steps[1] = peak / 127.F;
-        size_t i = 0;
-        for (const uint32_t position : heaviest(row, layout.terms)) {
-            prints[i] = fingerprint(row.terms[position]);
-            values[i++] = static_cast<int8_t>(std::nearbyint(row.values[position] / steps[1]));
+        for (size_t begin = 0; begin < order.size(); begin += kValueGroup) {
+            const size_t end = std::min(begin + kValueGroup, order.size());
+            float sum = 0;
+            for (size_t i = begin; i < end; ++i) sum += row.values[order[i]];
+            values[begin / kValueGroup] =
+                static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(end - begin) / steps[1]));
         }
     }
     std::memcpy(record + layout.steps_offset(), steps, sizeof steps);
@@ -206,19 +235,11 @@ void query_from_record(const CodeLayout &layout, const uint8_t *record, float de
         query.dense_factor = steps[0] > 0 ? dense_weight : 0.F;
     } else {
         query.dense_int8.resize(padded);
-        const bool four = layout.dense == DenseCode::Int4;
         for (size_t i = 0; i < padded; ++i) {
-            int code = 0;
-            if (four) {
-                const uint8_t pair = record[i / 128 * 64 + i % 64];
-                code = 2 * (i % 128 < 64 ? pair & 15 : pair >> 4) - 15;
-            } else {
-                code = int{record[i]} - 128;
-            }
-            query.dense_int8[i] = static_cast<int8_t>(i < layout.dim ? code : 0);
+            query.dense_int8[i] = static_cast<int8_t>(i < layout.dim ? signed_code(layout, record, i) : 0);
             query.dense_sum += query.dense_int8[i];
         }
-        query.dense_factor = dense_weight * steps[0] * (four ? 0.5F : 1.F);
+        query.dense_factor = dense_weight * steps[0] * (layout.bits() < 8 ? 0.5F : 1.F);
     }
     if (layout.terms == 0) {
         const float peak = peak_of(full);
@@ -236,7 +257,7 @@ void query_from_record(const CodeLayout &layout, const uint8_t *record, float de
     size_t size = 0;
     for (; size < layout.terms && prints[size] != kNoTerm; ++size) {
         terms[size] = prints[size];
-        weights[size] = static_cast<int16_t>(values[size] * factor);
+        weights[size] = static_cast<int16_t>(values[size / kValueGroup] * factor);
         zeros[size] = 0;
     }
     query.sparse_factor = sparse_weight * steps[1] / static_cast<float>(factor);

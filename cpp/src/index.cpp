@@ -245,16 +245,28 @@ namespace {
     throw Error(ErrorKind::Format, "the index file is damaged: " + what + "; restore it from a copy or build it again");
 }
 
+void expect_count(size_t count, size_t expected, const char *name) {
+    if (count != expected)
+        bad_file(std::string(name) + " has " + std::to_string(count) + " values, expected " + std::to_string(expected));
+}
+
 template <class T>
 void expect_size(const std::span<const T> &array, size_t expected, const char *name) {
-    if (array.size() != expected)
-        bad_file(std::string(name) + " has " + std::to_string(array.size()) + " values, expected " +
-                 std::to_string(expected));
+    expect_count(array.size(), expected, name);
+}
+
+size_t size_of(const auto &column) {
+    return std::visit([](const auto &array) { return array.size(); }, column);
 }
 
 template <class T>
 Buffer<T> hold(const std::span<const T> &array, const std::shared_ptr<const void> &owner, bool borrow) {
     return borrow ? Buffer<T>::view(array.data(), array.size(), owner) : Buffer<T>::copy_of(array.data(), array.size());
+}
+
+template <class Wide>
+void hold(Column<Wide> &column, const auto &saved, const std::shared_ptr<const void> &owner, bool borrow) {
+    std::visit([&](const auto &array) { column.hold(hold(array, owner, borrow)); }, saved);
 }
 
 } // namespace
@@ -267,16 +279,16 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     if (n >= (size_t{1} << 31)) bad_file("too many items");
     expect_size(saved.deleted, n, "deleted");
     expect_size(saved.records, n * storage.layout.stride(), "records");
-    expect_size(saved.dense, n * config.dim, "dense");
+    expect_count(size_of(saved.dense), n * config.dim, "dense");
     expect_size(saved.row_begin, n + 1, "row_begin");
     expect_size(saved.norms, config.similarity == Similarity::InnerProduct ? 0 : n, "norms");
     expect_size(saved.links, n * config.degree, "links");
     if (saved.entries.size() > std::min<size_t>(n, config.num_entries) || (n > 0 && saved.entries.empty()))
         bad_file("wrong number of entry points");
-    expect_size(saved.values, saved.terms.size(), "values");
+    expect_count(size_of(saved.values), size_of(saved.terms), "values");
     expect_size(saved.seeds, size_t{saved.seed_buckets} * config.seeds_per_term, "seeds");
     if ((saved.seed_buckets & (saved.seed_buckets - 1)) != 0) bad_file("the number of seed buckets is no power of two");
-    if (saved.row_begin[0] != 0 || saved.row_begin[n] != saved.terms.size())
+    if (saved.row_begin[0] != 0 || saved.row_begin[n] != size_of(saved.terms))
         bad_file("row_begin does not span the terms");
     for (size_t i = 0; i < n; ++i)
         if (saved.row_begin[i] > saved.row_begin[i + 1]) bad_file("row_begin decreases at item " + std::to_string(i));
@@ -294,10 +306,10 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     storage.ids = hold(saved.ids, owner, borrow);
     storage.deleted = hold(saved.deleted, owner, borrow);
     storage.records = hold(saved.records, owner, borrow);
-    storage.dense = hold(saved.dense, owner, borrow);
+    hold(storage.dense, saved.dense, owner, borrow);
     storage.row_begin = hold(saved.row_begin, owner, borrow);
-    storage.terms = hold(saved.terms, owner, borrow);
-    storage.values = hold(saved.values, owner, borrow);
+    hold(storage.terms, saved.terms, owner, borrow);
+    hold(storage.values, saved.values, owner, borrow);
     storage.norms = hold(saved.norms, owner, borrow);
     storage.links = Links{hold(saved.links, owner, borrow), config.degree};
     storage.entries = hold(saved.entries, owner, borrow);

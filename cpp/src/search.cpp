@@ -4,17 +4,18 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
+#include <functional>
 
 namespace sparing {
 
 void Scratch::begin(size_t num_items) {
     visited.resize((num_items + 63) / 64, 0);
-    touched.clear();
+    num_met = block_begin = 0;
 }
 
 void Scratch::end() {
-    for (const uint32_t word : touched) visited[word] = 0;
-    touched.clear();
+    for (size_t i = 0; i < num_met; ++i) visited[met[i] >> 6] = 0;
 }
 
 void Ranking::apply(const uint32_t *items, size_t count, float *scores) const {
@@ -26,93 +27,81 @@ void Ranking::apply(const uint32_t *items, size_t count, float *scores) const {
 
 namespace {
 
-constexpr uint32_t kExpanded = 0x80000000U;
-
-/// Fixed-width list of the best candidates, sorted, with a cursor to the best one not yet expanded.
+/// Fixed-width list of the best candidates, best first, with a cursor to the best one not yet expanded. A candidate is
+/// one number, so that one comparison orders by score, then by item: score | inverted item | still open.
 class Beam {
   public:
-    Beam(std::vector<Candidate> &memory, size_t width) : entries_(memory), width_(width) { entries_.resize(width + 1); }
-    bool admits(float score) const { return size_ < width_ || score > entries_[size_ - 1].score; }
-    void insert(Candidate candidate) {
-        size_t at = size_;
-        size_t low = 0;
-        while (low < at) {
-            const size_t middle = (low + at) / 2;
-            const Candidate other{entries_[middle].score, entries_[middle].item & ~kExpanded};
-            if (better(candidate, other))
-                at = middle;
-            else
-                low = middle + 1;
+    Beam(std::vector<uint64_t> &memory, size_t width) : memory_(memory), width_(width) {
+        if (memory_.size() < width + 1) memory_.resize(width + 1);
+        keys_ = memory_.data();
+    }
+    static uint64_t key(float score, uint32_t item) {
+        const auto bits = std::bit_cast<uint32_t>(score + 0.F); // -0 counts as 0
+        const uint32_t ordered = (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
+        return uint64_t{ordered} << 32 | uint64_t{(kLastItem - item) << 1} | 1U;
+    }
+    static uint32_t item_of(uint64_t key) { return kLastItem - (static_cast<uint32_t>(key) >> 1); }
+    static float score_of(uint64_t key) {
+        const auto ordered = static_cast<uint32_t>(key >> 32);
+        return std::bit_cast<float>((ordered >> 31) != 0 ? ordered ^ 0x80000000U : ~ordered);
+    }
+
+    /// Places a candidate if it is among the best; returns its place, or `width` if it is not.
+    size_t insert(uint64_t key) {
+        if (size_ == width_ && key < keys_[size_ - 1]) return width_;
+        size_t at = 0;
+        for (size_t left = size_; left != 0;) { // halving without a branch: the outcome cannot be predicted
+            const size_t half = (left + 1) / 2;
+            at += keys_[at + half - 1] > key ? half : 0;
+            left -= half;
         }
-        if (at >= width_) return;
-        std::memmove(&entries_[at + 1], &entries_[at], (size_ - at) * sizeof(Candidate));
-        entries_[at] = candidate;
+        std::memmove(keys_ + at + 1, keys_ + at, (size_ - at) * sizeof *keys_);
+        keys_[at] = key;
         size_ = std::min(size_ + 1, width_);
         cursor_ = std::min(cursor_, at);
+        return at;
     }
+    size_t cursor() const { return cursor_; }
     /// The best unexpanded item, marked expanded; kNoItem when none is left.
     uint32_t next() {
-        while (cursor_ < size_ && (entries_[cursor_].item & kExpanded) != 0) ++cursor_;
+        while (cursor_ < size_ && (keys_[cursor_] & 1U) == 0) ++cursor_;
         if (cursor_ >= size_) return kNoItem;
-        const uint32_t item = entries_[cursor_].item;
-        entries_[cursor_].item |= kExpanded;
-        return item;
+        return item_of(keys_[cursor_]--);
     }
-    /// Calls body(item) for the `count` best unexpanded items.
-    template <class Body>
-    void each_open(size_t count, Body &&body) const {
-        for (size_t i = cursor_; i < size_ && count != 0; ++i)
-            if ((entries_[i].item & kExpanded) == 0) body(entries_[i].item), --count;
-    }
-    float best() const { return size_ == 0 ? 0.F : entries_[0].score; }
+    float best() const { return size_ == 0 ? 0.F : score_of(keys_[0]); }
     size_t size() const { return size_; }
-    Candidate &operator[](size_t i) { return entries_[i]; }
+    uint64_t &operator[](size_t i) { return keys_[i]; }
     void sort() {
-        std::sort(entries_.begin(), entries_.begin() + static_cast<std::ptrdiff_t>(size_),
-                  [](const Candidate &a, const Candidate &b) {
-                      return better({a.score, a.item & ~kExpanded}, {b.score, b.item & ~kExpanded});
-                  });
+        std::sort(keys_, keys_ + size_, std::greater<>());
         cursor_ = 0;
-    }
-    void finish() {
-        entries_.resize(size_);
-        for (Candidate &entry : entries_) entry.item &= ~kExpanded;
     }
 
   private:
-    std::vector<Candidate> &entries_;
+    static constexpr uint32_t kLastItem = 0x7FFFFFFFU;
+    std::vector<uint64_t> &memory_;
+    uint64_t *keys_ = nullptr;
     size_t width_, size_ = 0, cursor_ = 0;
 };
 
-void score_block(const Storage &storage, const Query &query, const Ranking &ranking, Stage stage, Scratch &scratch,
-                 SearchCounts &counts) {
-    scratch.scores.resize(scratch.block.size());
-    kernels().score_codes(storage.view(), query, stage, scratch.block.data(), scratch.block.size(),
-                          scratch.scores.data());
-    ranking.apply(scratch.block.data(), scratch.block.size(), scratch.scores.data());
-    if (query.dense_factor != 0) counts.dense += scratch.block.size();
-    if (stage == Stage::Hybrid && query.sparse_factor != 0) counts.sparse += scratch.block.size();
+void score_items(const Storage &storage, const Query &query, const Ranking &ranking, Stage stage,
+                 std::span<const uint32_t> items, Scratch &scratch, SearchCounts &counts) {
+    if (scratch.scores.size() < items.size()) scratch.scores.resize(2 * items.size());
+    kernels().score_codes(storage.view(), query, stage, items.data(), items.size(), scratch.scores.data());
+    ranking.apply(items.data(), items.size(), scratch.scores.data());
+    if (query.dense_factor != 0) counts.dense += items.size();
+    if (stage == Stage::Hybrid && query.sparse_factor != 0) counts.sparse += items.size();
 }
 
-/// Unvisited starting items into scratch.block: entry points, and the seeds of the heaviest query terms.
-void gather_starts(const Storage &storage, const Query &query, Scratch &scratch) {
-    scratch.block.clear();
+/// Starting items: entry points, and the seeds of the heaviest query terms.
+void meet_starts(const Storage &storage, const Query &query, Scratch &scratch) {
+    scratch.open_block();
     if (query.sparse_factor != 0 && storage.seeds.num_buckets != 0) {
         const size_t terms = std::min<size_t>(query.seed_terms.size(), storage.config.seed_terms);
-        for (size_t t = 0; t < terms; ++t) {
-            const uint32_t *row = storage.seeds.row(query.seed_terms[t]);
-            for (size_t j = 0; j < storage.seeds.per_term && row[j] != kNoItem; ++j)
-                if (scratch.visit(row[j])) scratch.block.push_back(row[j]);
-        }
+        for (size_t t = 0; t < terms; ++t) __builtin_prefetch(storage.seeds.row(query.seed_terms[t]));
+        for (size_t t = 0; t < terms; ++t)
+            scratch.meet(storage.seeds.row(query.seed_terms[t]), storage.seeds.per_term);
     }
-    for (size_t i = 0; i < storage.entries.size(); ++i)
-        if (scratch.visit(storage.entries[i])) scratch.block.push_back(storage.entries[i]);
-}
-
-void gather_neighbours(const Links &links, uint32_t item, Scratch &scratch) {
-    const uint32_t *row = links.row(item);
-    for (size_t j = 0; j < links.stride && row[j] != kNoItem; ++j)
-        if (scratch.visit(row[j])) scratch.block.push_back(row[j]);
+    scratch.meet(storage.entries.data(), storage.entries.size());
 }
 
 bool is_allowed(const Storage &storage, const SearchOptions &options, uint32_t item) {
@@ -133,22 +122,44 @@ void each_allowed(const Storage &storage, const SearchOptions &options, Body &&b
     }
 }
 
-/// Exact scores for all of scratch.pool; keeps the k best in `out`, ties by id.
+/// Exact scores for the head of scratch.pool, which is in order of code scores; keeps the k best in `out`, ties by id.
+/// The differences between exact and code scores seen so far tell how far down a better item may still hide: the search
+/// ends where a difference kSpreads standard deviations above their mean would not reach the k best.
 void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scratch, std::vector<Candidate> &out,
              SearchCounts &counts) {
-    scratch.block.clear();
-    for (const Candidate &c : scratch.pool) scratch.block.push_back(c.item);
-    scratch.scores.resize(scratch.block.size());
-    kernels().score_exact(storage.view(), query, scratch.block.data(), scratch.block.size(), scratch.scores.data());
-    counts.exact += scratch.block.size();
-    out.clear();
-    for (size_t i = 0; i < scratch.block.size(); ++i) out.push_back({scratch.scores[i], scratch.block[i]});
+    static const float kSpreads = std::getenv("Z") ? std::atof(std::getenv("Z")) : 3.F;
+    constexpr size_t kStep = 4;
+    const std::vector<Candidate> &pool = scratch.pool;
+    scratch.items.clear();
+    for (const Candidate &c : pool) scratch.items.push_back(c.item);
+    scratch.scores.resize(std::max(scratch.scores.size(), pool.size()));
     const auto by_id = [&](const Candidate &a, const Candidate &b) {
         return a.score != b.score ? a.score > b.score : storage.ids[a.item] < storage.ids[b.item];
     };
-    const size_t keep = std::min(k, out.size());
-    std::partial_sort(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(keep), out.end(), by_id);
-    out.resize(keep);
+    const size_t keep = std::min(k, pool.size());
+    out.clear();
+    double sum = 0, squares = 0;
+    for (size_t done = 0; done < pool.size();) {
+        const size_t size = std::min(pool.size() - done, done == 0 ? keep + kStep : kStep);
+        kernels().score_exact(storage.view(), query, scratch.items.data() + done, size, std::min<size_t>(pool.size() - done - size, kStep), scratch.scores.data());
+        for (size_t i = 0; i < size; ++i) {
+            out.push_back({scratch.scores[i], pool[done + i].item});
+            const double difference = double{scratch.scores[i]} - double{pool[done + i].score};
+            sum += difference;
+            squares += difference * difference;
+        }
+        done += size;
+        std::partial_sort(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(keep), out.end(), by_id);
+        out.resize(keep);
+        if (done == pool.size()) break;
+        const double n = static_cast<double>(done), mean = sum / n;
+        const double spread = std::sqrt(std::max(squares / n - mean * mean, 0.0));
+        if (pool[done].score + mean + kSpreads * spread < out.back().score) {
+            counts.exact += done;
+            return;
+        }
+    }
+    counts.exact += pool.size();
 }
 
 /// Best-first walk that goes through every item but collects only allowed ones.
@@ -161,9 +172,10 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
     found.clear();
     frontier.clear();
     auto take_block = [&] {
-        score_block(storage, query, plain, Stage::Hybrid, scratch, counts);
-        for (size_t i = 0; i < scratch.block.size(); ++i) {
-            const Candidate c{scratch.scores[i], scratch.block[i]};
+        const std::span<const uint32_t> block = scratch.block();
+        score_items(storage, query, plain, Stage::Hybrid, block, scratch, counts);
+        for (size_t i = 0; i < block.size(); ++i) {
+            const Candidate c{scratch.scores[i], block[i]};
             if (found.size() >= width && !better(c, found.front())) continue;
             frontier.push_back(c);
             std::push_heap(frontier.begin(), frontier.end(), better_first);
@@ -177,7 +189,7 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
         }
     };
     scratch.begin(storage.size());
-    gather_starts(storage, query, scratch);
+    meet_starts(storage, query, scratch);
     take_block();
     while (!frontier.empty()) {
         const Candidate next = frontier.front();
@@ -185,8 +197,8 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
         std::pop_heap(frontier.begin(), frontier.end(), better_first);
         frontier.pop_back();
         ++counts.hops;
-        scratch.block.clear();
-        gather_neighbours(storage.links, next.item, scratch);
+        scratch.open_block();
+        scratch.meet(storage.links.row(next.item), storage.links.stride);
         take_block();
     }
     scratch.end();
@@ -199,11 +211,11 @@ void scan(const Storage &storage, const Query &query, const SearchOptions &optio
     const Ranking plain;
     std::vector<Candidate> &found = scratch.pool;
     found.clear();
-    scratch.block.clear();
+    scratch.items.clear();
     auto flush = [&] {
-        score_block(storage, query, plain, Stage::Hybrid, scratch, counts);
-        for (size_t i = 0; i < scratch.block.size(); ++i) {
-            const Candidate c{scratch.scores[i], scratch.block[i]};
+        score_items(storage, query, plain, Stage::Hybrid, scratch.items, scratch, counts);
+        for (size_t i = 0; i < scratch.items.size(); ++i) {
+            const Candidate c{scratch.scores[i], scratch.items[i]};
             if (found.size() >= width && !better(c, found.front())) continue;
             if (found.size() >= width) {
                 std::pop_heap(found.begin(), found.end(), better);
@@ -213,11 +225,11 @@ void scan(const Storage &storage, const Query &query, const SearchOptions &optio
             }
             std::push_heap(found.begin(), found.end(), better);
         }
-        scratch.block.clear();
+        scratch.items.clear();
     };
     each_allowed(storage, options, [&](uint32_t item) {
-        scratch.block.push_back(item);
-        if (scratch.block.size() == 256) flush();
+        scratch.items.push_back(item);
+        if (scratch.items.size() == 256) flush();
     });
     flush();
     std::sort(found.begin(), found.end(), better);
@@ -237,39 +249,42 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
     Beam beam(scratch.beam, width);
     scratch.begin(storage.size());
     Stage stage = two_stage && query.dense_factor != 0 && query.sparse_factor != 0 ? Stage::DenseOnly : Stage::Hybrid;
-    auto take_block = [&] {
-        score_block(storage, query, ranking, stage, scratch, counts);
-        for (size_t i = 0; i < scratch.block.size(); ++i)
-            if (beam.admits(scratch.scores[i])) beam.insert({scratch.scores[i], scratch.block[i]});
-    };
-    gather_starts(storage, query, scratch);
-    take_block();
     constexpr size_t kTogether = 2; ///< items expanded at once: longer blocks hide more of the memory's latency
+    auto take_block = [&] {
+        const std::span<const uint32_t> block = scratch.block();
+        score_items(storage, query, ranking, stage, block, scratch, counts);
+        for (size_t i = 0; i < block.size(); ++i) {
+            const size_t at = beam.insert(Beam::key(scratch.scores[i], block[i]));
+            if (at >= beam.cursor() + kTogether) continue;
+            const uint32_t *row = links.row(block[i]); // likely the next to be expanded
+            for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
+        }
+    };
+    meet_starts(storage, query, scratch);
+    take_block();
     for (uint32_t item = beam.next(); item != kNoItem; item = beam.next()) {
         const float before = beam.best();
-        scratch.block.clear();
+        scratch.open_block();
         for (size_t taken = 0; item != kNoItem; item = beam.next()) {
             ++counts.hops;
-            gather_neighbours(links, item, scratch);
+            scratch.meet(links.row(item), links.stride);
             if (++taken == kTogether) break;
         }
         take_block();
-        beam.each_open(kTogether, [&](uint32_t coming) {
-            const uint32_t *row = links.row(coming);
-            for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
-        });
         if (stage == Stage::DenseOnly && beam.best() <= before) {
             // The dense walk has arrived: score the whole beam once with both parts and go on with both.
             stage = Stage::Hybrid;
-            scratch.block.clear();
-            for (size_t i = 0; i < beam.size(); ++i) scratch.block.push_back(beam[i].item & ~kExpanded);
-            score_block(storage, query, ranking, stage, scratch, counts);
-            for (size_t i = 0; i < beam.size(); ++i) beam[i].score = scratch.scores[i];
+            scratch.items.clear();
+            for (size_t i = 0; i < beam.size(); ++i) scratch.items.push_back(Beam::item_of(beam[i]));
+            score_items(storage, query, ranking, stage, scratch.items, scratch, counts);
+            for (size_t i = 0; i < beam.size(); ++i)
+                beam[i] = Beam::key(scratch.scores[i], scratch.items[i]) - 1 + (beam[i] & 1U);
             beam.sort();
         }
     }
     scratch.end();
-    beam.finish();
+    scratch.pool.clear();
+    for (size_t i = 0; i < beam.size(); ++i) scratch.pool.push_back({Beam::score_of(beam[i]), Beam::item_of(beam[i])});
 }
 
 void search_one(const Storage &storage, const Query &query, const SearchOptions &options, Scratch &scratch,
@@ -281,7 +296,6 @@ void search_one(const Storage &storage, const Query &query, const SearchOptions 
     if (options.allowed == nullptr && !options.has_deleted) {
         walk(storage, storage.links, query, {}, std::min(width, storage.size()), storage.config.two_stage, scratch,
              counts);
-        std::swap(scratch.pool, scratch.beam);
     } else if (options.num_allowed <= std::max<size_t>(512, 4 * width)) {
         search_exact_one(storage, query, {k, width, options.allowed, options.num_allowed, options.has_deleted}, scratch,
                          out);
@@ -304,12 +318,12 @@ void search_exact_one(const Storage &storage, const Query &query, const SearchOp
     const auto by_id = [&](const Candidate &a, const Candidate &b) {
         return a.score != b.score ? a.score > b.score : storage.ids[a.item] < storage.ids[b.item];
     };
-    scratch.block.clear();
+    scratch.items.clear();
     auto flush = [&] {
-        scratch.scores.resize(scratch.block.size());
-        kernels().score_exact(storage.view(), query, scratch.block.data(), scratch.block.size(), scratch.scores.data());
-        for (size_t i = 0; i < scratch.block.size(); ++i) {
-            const Candidate c{scratch.scores[i], scratch.block[i]};
+        scratch.scores.resize(scratch.items.size());
+        kernels().score_exact(storage.view(), query, scratch.items.data(), scratch.items.size(), 0, scratch.scores.data());
+        for (size_t i = 0; i < scratch.items.size(); ++i) {
+            const Candidate c{scratch.scores[i], scratch.items[i]};
             if (found.size() >= options.k && !by_id(c, found.front())) continue;
             if (found.size() >= options.k) {
                 std::pop_heap(found.begin(), found.end(), by_id);
@@ -318,11 +332,11 @@ void search_exact_one(const Storage &storage, const Query &query, const SearchOp
             found.push_back(c);
             std::push_heap(found.begin(), found.end(), by_id);
         }
-        scratch.block.clear();
+        scratch.items.clear();
     };
     each_allowed(storage, options, [&](uint32_t item) {
-        scratch.block.push_back(item);
-        if (scratch.block.size() == 256) flush();
+        scratch.items.push_back(item);
+        if (scratch.items.size() == 256) flush();
     });
     flush();
     std::sort(found.begin(), found.end(), by_id);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 
 namespace sparing {
 
@@ -68,17 +69,17 @@ void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::
     parallel_for(count, num_threads, 64, [&](int, size_t i) {
         encode_item(layout, batch.dense_row(order[i], dim), batch.sparse_row(order[i]), &encoded[i * stride]);
     });
-    size_t nonzeros = 0;
-    for (const uint32_t item : order) nonzeros += batch.sparse_row(item).size;
     ids.reserve(first + count); // all memory first: running out leaves the storage as it was
     deleted.reserve(first + count);
     records.reserve((first + count) * stride);
-    dense.reserve((first + count) * dim);
     row_begin.reserve(first + count + 1);
-    terms.reserve(terms.size() + nonzeros);
-    values.reserve(values.size() + nonzeros);
     if (config.similarity != Similarity::InnerProduct) norms.reserve(first + count);
     links.data.reserve((first + count) * links.stride);
+    const size_t nonzeros = batch.row_begin == nullptr ? 0 : batch.row_begin[batch.size];
+    dense.prepare(batch.dense, batch.dense == nullptr ? 0 : batch.size * dim);
+    dense.reserve((first + count) * dim);
+    terms.prepare(batch.terms, nonzeros);
+    values.prepare(batch.values, nonzeros);
     records.append(encoded.data(), encoded.size());
     const std::vector<float> absent(dim, 0.F);
     for (const uint32_t item : order) {
@@ -128,19 +129,22 @@ Storage Storage::select(const std::vector<uint32_t> &order) const {
     }
     out.ids.reserve(count);
     out.records.reserve(count * stride);
+    out.dense = dense.empty_like();
+    out.terms = terms.empty_like();
+    out.values = values.empty_like();
     out.dense.reserve(count * dim);
     out.terms.reserve(nonzeros);
     out.values.reserve(nonzeros);
     out.links.data.resize(count * links.stride, kNoItem);
     for (size_t i = 0; i < count; ++i) {
         const size_t item = order[i];
-        const SparseRow row = sparse_row(item);
+        const size_t begin = row_begin[item], size = row_begin[item + 1] - begin;
         out.ids.push_back(ids[item]);
         out.deleted.push_back(deleted[item]);
         out.records.append(record(item), stride);
-        if (dim != 0) out.dense.append(dense_row(item), dim);
-        out.terms.append(row.terms, row.size);
-        out.values.append(row.values, row.size);
+        out.dense.append(dense, item * dim, dim);
+        out.terms.append(terms, begin, size);
+        out.values.append(values, begin, size);
         out.row_begin.push_back(out.terms.size());
         if (!norms.empty()) out.norms.push_back(norms[item]);
         uint32_t *to = out.links.row(i);
@@ -156,15 +160,16 @@ void Storage::refresh_entries(size_t first) {
     entries = Buffer<uint32_t>();
     const size_t count = std::min<size_t>(n, config.num_entries);
     for (size_t i = 0; i < count; ++i) entries.push_back(static_cast<uint32_t>((2 * i + 1) * n / (2 * count)));
-    const auto wanted = static_cast<uint32_t>(std::clamp<size_t>(std::bit_ceil(n / 8 + 1), 1024, 65536));
+    const auto wanted = static_cast<uint32_t>(std::clamp<size_t>(std::bit_ceil(n / (std::getenv("SB") ? std::atoi(std::getenv("SB")) : 8) + 1), 1024, 65536));
     if (first == 0 || wanted > seeds.num_buckets || seed_weights.size() != seeds.items.size()) {
         seeds.num_buckets = std::max(wanted, first == 0 ? 0U : seeds.num_buckets);
         seeds.items = Buffer<uint32_t>(size_t{seeds.num_buckets} * seeds.per_term, kNoItem);
         seed_weights = Buffer<float>(seeds.items.size(), 0.F);
         first = 0;
     }
+    RowMemory memory;
     for (size_t i = first; i < n && seeds.per_term != 0; ++i) {
-        const SparseRow row = sparse_row(i);
+        const SparseRow row = sparse_row(i, memory);
         for (size_t j = 0; j < row.size; ++j) {
             const size_t begin = size_t{fingerprint(row.terms[j]) & (seeds.num_buckets - 1)} * seeds.per_term;
             const float weight = std::fabs(row.values[j]);

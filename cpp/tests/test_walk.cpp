@@ -42,13 +42,13 @@ void walks_to_the_end() {
     Scratch scratch;
     SearchCounts counts;
     walk(storage, storage.links, query_of(storage, 1), {}, 3, false, scratch, counts);
-    CHECK(scratch.beam.size() == 3);
+    CHECK(scratch.pool.size() == 3);
     for (size_t i = 0; i < 3; ++i)
-        CHECK(scratch.beam[i].item == 49 - i && scratch.beam[i].score == 49.F - static_cast<float>(i));
+        CHECK(scratch.pool[i].item == 49 - i && scratch.pool[i].score == 49.F - static_cast<float>(i));
     CHECK(counts.hops >= 25 && counts.dense >= 25 && counts.sparse == 0);
     walk(storage, storage.links, query_of(storage, -1), {}, 50, false, scratch, counts);
-    CHECK(scratch.beam.size() == 50);
-    for (size_t i = 0; i < scratch.beam.size(); ++i) CHECK(scratch.beam[i].item == i);
+    CHECK(scratch.pool.size() == 50);
+    for (size_t i = 0; i < scratch.pool.size(); ++i) CHECK(scratch.pool[i].item == i);
     for (const uint64_t word : scratch.visited) CHECK(word == 0); // left clean for the next search
 }
 
@@ -114,7 +114,7 @@ void built_graphs() {
     const ItemBatch batch = rows.batch();
     prepare_query(storage.layout, batch.dense_row(0, 16), batch.sparse_row(0), 0.5F, 0.5F, 0, query);
     walk(storage, storage.links, query, {}, 700, false, scratch, counts);
-    CHECK_FOR(std::to_string(scratch.beam.size()) + " of 700", scratch.beam.size() >= 665);
+    CHECK_FOR(std::to_string(scratch.pool.size()) + " of 700", scratch.pool.size() >= 665);
 }
 
 } // namespace

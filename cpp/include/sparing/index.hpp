@@ -24,9 +24,11 @@ struct SearchOutput {
 struct SavedArrays {
     std::span<const int64_t> ids;
     std::span<const uint8_t> deleted, records;
-    std::span<const float> dense, values, norms;
+    std::variant<std::span<const Half>, std::span<const float>> dense, values;
+    std::variant<std::span<const uint16_t>, std::span<const uint32_t>> terms;
+    std::span<const float> norms;
     std::span<const uint64_t> row_begin;
-    std::span<const uint32_t> terms, links, entries, seeds;
+    std::span<const uint32_t> links, entries, seeds;
     uint32_t seed_buckets = 0;
 };
 

@@ -10,10 +10,10 @@ namespace sparing {
 struct ItemView {
     CodeLayout layout;
     const uint8_t *records = nullptr;
-    const float *dense = nullptr; ///< (n, dim) full precision, rows of absent parts are zero
+    const Column<float> *dense = nullptr; ///< (n, dim) full precision, rows of absent parts are zero
     const uint64_t *row_begin = nullptr;
-    const uint32_t *terms = nullptr;
-    const float *values = nullptr;
+    const Column<uint32_t> *terms = nullptr;
+    const Column<float> *values = nullptr;
 };
 
 enum class Stage { DenseOnly, Hybrid };
@@ -22,8 +22,8 @@ struct Kernels {
     const char *name;
     /// out[i] = traversal score of item ids[i].
     void (*score_codes)(const ItemView &, const Query &, Stage, const uint32_t *ids, size_t count, float *out);
-    /// out[i] = full-precision score of item ids[i].
-    void (*score_exact)(const ItemView &, const Query &, const uint32_t *ids, size_t count, float *out);
+    /// out[i] = full-precision score of item ids[i]; `coming` more ids behind them may be fetched into the cache.
+    void (*score_exact)(const ItemView &, const Query &, const uint32_t *ids, size_t count, size_t coming, float *out);
 };
 
 /// The best kernels of this CPU, or those named by the environment variable SPARING_SIMD (scalar, avx2, avx512).

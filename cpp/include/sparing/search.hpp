@@ -28,21 +28,31 @@ struct SearchOptions {
 
 /// Working memory of one thread, reused over queries.
 struct Scratch {
-    std::vector<uint64_t> visited;
-    std::vector<uint32_t> touched, block;
+    std::vector<uint64_t> visited; ///< a bit an item
+    std::vector<uint32_t> met;     ///< items visited by this search, in order; the last of them form the open block
+    size_t num_met = 0, block_begin = 0;
+    std::vector<uint64_t> beam;
+    std::vector<uint32_t> items;
     std::vector<float> scores;
-    std::vector<Candidate> beam, pool, frontier;
-    std::vector<uint8_t> expanded;
+    std::vector<Candidate> pool, frontier;
     Query query;
+
     void begin(size_t num_items);
     void end();
-    bool visit(uint32_t item) {
-        uint64_t &word = visited[item >> 6];
-        const uint64_t bit = uint64_t{1} << (item & 63);
-        if ((word & bit) != 0) return false;
-        word |= bit;
-        touched.push_back(item >> 6);
-        return true;
+    void open_block() { block_begin = num_met; }
+    std::span<const uint32_t> block() const { return {met.data() + block_begin, num_met - block_begin}; }
+    /// Adds those of `row` that were not met before to the open block; `row` ends at kNoItem.
+    void meet(const uint32_t *row, size_t size) {
+        if (met.size() < num_met + size) met.resize(2 * (num_met + size));
+        size_t count = num_met;
+        for (size_t i = 0; i < size && row[i] != kNoItem; ++i) {
+            // No branch on what cannot be predicted: the item is written in any case and kept if it is new.
+            uint64_t &word = visited[row[i] >> 6];
+            met[count] = row[i];
+            count += ~(word >> (row[i] & 63)) & 1U;
+            word |= uint64_t{1} << (row[i] & 63);
+        }
+        num_met = count;
     }
 };
 
@@ -53,7 +63,7 @@ struct Ranking {
     void apply(const uint32_t *items, size_t count, float *scores) const;
 };
 
-/// Fills scratch.beam with the `width` best items found, best first. `links` may be wider than storage.links.
+/// Fills scratch.pool with the `width` best items found, best first. `links` may be wider than storage.links.
 void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width,
           bool two_stage, Scratch &scratch, SearchCounts &counts);
 

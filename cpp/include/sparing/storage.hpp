@@ -14,8 +14,8 @@ enum class Similarity : uint32_t { InnerProduct = 0, L2 = 1, Cosine = 2 };
 
 struct Config {
     uint32_t dim = 0;
-    DenseCode dense_code = DenseCode::Int4;
-    uint32_t doc_terms = 40;  ///< kept terms an item in traversal; 0 keeps all, at full precision
+    DenseCode dense_code = DenseCode::Int3;
+    uint32_t doc_terms = 48;  ///< kept terms an item in traversal; 0 keeps all, at full precision
     uint32_t query_terms = 0; ///< kept query terms in traversal; 0 keeps all
     uint32_t degree = 32;
     uint32_t build_beam = 128;
@@ -73,16 +73,21 @@ struct Seeds {
     }
 };
 
+struct RowMemory {
+    std::vector<uint32_t> terms;
+    std::vector<float> values;
+};
+
 struct Storage {
     Config config;
     CodeLayout layout;
     Buffer<int64_t> ids;
     Buffer<uint8_t> deleted;
     Buffer<uint8_t> records;
-    Buffer<float> dense;
+    Column<float> dense;
     Buffer<uint64_t> row_begin;
-    Buffer<uint32_t> terms;
-    Buffer<float> values;
+    Column<uint32_t> terms;
+    Column<float> values;
     Buffer<float> norms; ///< squared joint norm under the construction weights; empty for the inner product
     Links links;
     Buffer<uint32_t> entries;
@@ -92,13 +97,17 @@ struct Storage {
     explicit Storage(const Config &config);
     size_t size() const { return ids.size(); }
     ItemView view() const {
-        return {layout, records.data(), dense.data(), row_begin.data(), terms.data(), values.data()};
+        return {layout, records.data(), &dense, row_begin.data(), &terms, &values};
     }
-    SparseRow sparse_row(size_t i) const {
-        return {terms.data() + row_begin[i], values.data() + row_begin[i],
-                static_cast<size_t>(row_begin[i + 1] - row_begin[i])};
+    /// The full sparse row of an item, written to `memory`.
+    SparseRow sparse_row(size_t i, RowMemory &memory) const {
+        const size_t begin = row_begin[i], size = row_begin[i + 1] - begin;
+        memory.terms.resize(size);
+        memory.values.resize(size);
+        terms.read(begin, size, memory.terms.data());
+        values.read(begin, size, memory.values.data());
+        return {memory.terms.data(), memory.values.data(), size};
     }
-    const float *dense_row(size_t i) const { return config.dim == 0 ? nullptr : dense.data() + i * config.dim; }
     uint8_t *record(size_t i) { return &records[i * layout.stride()]; }
     const uint8_t *record(size_t i) const { return records.data() + i * layout.stride(); }
 
