@@ -70,9 +70,10 @@ nb::object copy_out(const Column<Wide> &column) {
 
 /// A saved column of either width, held by `arrays`.
 template <class Narrow, class Wide>
-void span_of(const nb::dict &arrays, const char *name, std::variant<std::span<const Narrow>, std::span<const Wide>> &out) {
+void span_of(const nb::dict &arrays, const char *name,
+             std::variant<std::span<const Narrow>, std::span<const Wide>> &out) {
     Array1<Wide> wide;
-    if (nb::try_cast(arrays[name], wide)) {
+    if (nb::try_cast(arrays[name], wide, false)) {
         out = span_of(wide);
         return;
     }
@@ -118,6 +119,7 @@ nb::dict sizes_of(const Index &index) {
         out["links"] = s.links.data.bytes();
         out["entries"] = s.entries.bytes();
         out["seeds"] = s.seeds.items.bytes();
+        out["num_nonzeros"] = s.terms.size();
         size_t num_links = 0;
         for (size_t i = 0; i < s.size(); ++i) num_links += s.links.count(i);
         out["num_links"] = num_links;
@@ -158,7 +160,6 @@ NB_MODULE(_core, m) {
     });
 
     nb::enum_<DenseCode>(m, "DenseCode")
-        .value("INT3", DenseCode::Int3)
         .value("INT4", DenseCode::Int4)
         .value("INT8", DenseCode::Int8)
         .value("FLOAT32", DenseCode::Float32);

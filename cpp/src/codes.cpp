@@ -37,30 +37,12 @@ float best_step(const float *x, size_t dim, int bits) {
     return best;
 }
 
-/// Writes the code of dimension i into zeroed bytes.
-void put_code(const CodeLayout &layout, uint8_t *record, size_t i, unsigned code) {
-    const size_t lane = i % 128;
-    auto set = [](uint8_t &byte, unsigned value) { byte = static_cast<uint8_t>(byte | value); };
-    if (layout.dense == DenseCode::Int4) {
-        set(record[i / 128 * 64 + lane % 64], lane < 64 ? code : code << 4);
-    } else {
-        uint8_t *block = record + i / 128 * 48;
-        set(block[lane % 32], (code & 3U) << (2 * (lane / 32)));
-        set(block[32 + lane / 8], (code >> 2) << (lane % 8));
-    }
-}
-
 /// Code of dimension i minus its zero point, doubled where that is a half: an integer from -127 to 127.
 int signed_code(const CodeLayout &layout, const uint8_t *record, size_t i) {
     const size_t lane = i % 128;
     if (layout.dense == DenseCode::Int8) return int{record[i]} - 128;
-    if (layout.dense == DenseCode::Int4) {
-        const uint8_t pair = record[i / 128 * 64 + lane % 64];
-        return 2 * (lane < 64 ? pair & 15 : pair >> 4) - 15;
-    }
-    const uint8_t *block = record + i / 128 * 48;
-    const int low = block[lane % 32] >> (2 * (lane / 32)) & 3, high = block[32 + lane / 8] >> (lane % 8) & 1;
-    return 2 * (low + 4 * high) - 7;
+    const uint8_t pair = record[i / 128 * 64 + lane % 64];
+    return 2 * (lane < 64 ? pair & 15 : pair >> 4) - 15;
 }
 
 void encode_dense(const CodeLayout &layout, const float *dense, uint8_t *record, float &step) {
@@ -75,13 +57,15 @@ void encode_dense(const CodeLayout &layout, const float *dense, uint8_t *record,
     std::memset(record, 0, layout.dense_bytes());
     const size_t bits = layout.bits();
     if (dense != nullptr) step = best_step(dense, dim, static_cast<int>(bits));
-    const auto half = static_cast<float>(1U << (bits - 1));
     for (size_t i = 0; i < layout.padded_dim(); ++i) {
         const float x = i < dim && dense != nullptr && step > 0 ? dense[i] / step : 0.F;
-        if (bits == 8)
+        if (bits == 8) {
             record[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(x), -127.F, 127.F) + 128.F);
-        else
-            put_code(layout, record, i, static_cast<unsigned>(std::clamp(std::floor(x) + half, 0.F, 2 * half - 1)));
+        } else {
+            const auto code = static_cast<unsigned>(std::clamp(std::floor(x) + 8.F, 0.F, 15.F));
+            uint8_t &pair = record[i / 128 * 64 + i % 64];
+            pair = static_cast<uint8_t>(pair | (i % 128 < 64 ? code : code << 4));
+        }
     }
 }
 
@@ -106,11 +90,12 @@ float peak_of(const SparseRow &row) {
     return peak;
 }
 
-/// Largest bucket under a multiplier: the number of rounds that it needs.
-size_t rounds_needed(std::span<const uint16_t> prints, uint16_t multiplier) {
+/// Largest bucket under a multiplier: the number of rounds that it needs, or anything from `limit` on.
+size_t rounds_needed(std::span<const uint16_t> prints, uint16_t multiplier, size_t limit) {
     uint32_t load[TermTable::kBuckets] = {};
     size_t worst = 0;
-    for (const uint16_t print : prints) worst = std::max<size_t>(worst, ++load[TermTable::bucket(print, multiplier)]);
+    for (size_t i = 0; i < prints.size() && worst < limit; ++i)
+        worst = std::max<size_t>(worst, ++load[TermTable::bucket(prints[i], multiplier)]);
     return worst;
 }
 
@@ -120,13 +105,13 @@ void TermTable::assign(const SparseRow &row, std::span<const int16_t> weights, b
     std::vector<uint16_t> prints(row.size);
     for (size_t i = 0; i < row.size; ++i) prints[i] = fingerprint(row.terms[i]);
     multiplier = 0x9E37;
-    num_rounds = rounds_needed(prints, multiplier);
+    num_rounds = rounds_needed(prints, multiplier, prints.size());
     uint32_t state = 0x2545F491U;
     const size_t ideal = (row.size + 39) / 40;
     for (int attempt = 0; optimise && attempt < 48 && num_rounds > ideal; ++attempt) {
         state = state * 1664525U + 1013904223U;
         const auto candidate = static_cast<uint16_t>((state >> 16) | 1U);
-        const size_t needed = rounds_needed(prints, candidate);
+        const size_t needed = rounds_needed(prints, candidate, num_rounds);
         if (needed < num_rounds) num_rounds = needed, multiplier = candidate;
     }
     if (rounds.size() < num_rounds) rounds.resize(num_rounds);
@@ -158,14 +143,27 @@ void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &
         std::vector<uint32_t> order = heaviest(row, layout.terms);
         std::stable_sort(order.begin(), order.end(),
                          [&](uint32_t a, uint32_t b) { return row.values[a] > row.values[b]; });
-        for (size_t i = 0; i < order.size(); ++i) prints[i] = fingerprint(row.terms[order[i]]);
         steps[1] = peak / 127.F;
-        for (size_t begin = 0; begin < order.size(); begin += kValueGroup) {
-            const size_t end = std::min(begin + kValueGroup, order.size());
+        // Short rows share a value among fewer terms; no value is shared by both signs if there are groups to spare.
+        const size_t positive = static_cast<size_t>(
+            std::count_if(order.begin(), order.end(), [&](uint32_t position) { return row.values[position] > 0; }));
+        size_t share = 0;
+        bool apart = false;
+        while (!apart && share < kValueGroup) {
+            ++share;
+            apart = (positive + share - 1) / share + (order.size() - positive + share - 1) / share <=
+                    layout.terms / kValueGroup;
+        }
+        for (size_t begin = 0, group = 0; begin < order.size(); ++group) {
+            size_t end = std::min(begin + share, order.size());
+            if (apart && begin < positive) end = std::min(end, positive);
             float sum = 0;
-            for (size_t i = begin; i < end; ++i) sum += row.values[order[i]];
-            values[begin / kValueGroup] =
-                static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(end - begin) / steps[1]));
+            for (size_t i = begin; i < end; ++i) {
+                prints[group * kValueGroup + i - begin] = fingerprint(row.terms[order[i]]);
+                sum += row.values[order[i]];
+            }
+            values[group] = static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(end - begin) / steps[1]));
+            begin = end;
         }
     }
     std::memcpy(record + layout.steps_offset(), steps, sizeof steps);
@@ -189,11 +187,15 @@ void set_dense(const CodeLayout &layout, const float *dense, float weight, Query
         query.dense_factor = 0;
         return;
     }
-    const float step = peak / 127.F;
+    const float step = peak / 127.F, inverse = 127.F / peak;
+    int32_t sum = 0;
     for (size_t i = 0; i < layout.dim; ++i) {
-        query.dense_int8[i] = static_cast<int8_t>(std::nearbyint(dense[i] / step));
-        query.dense_sum += query.dense_int8[i];
+        const float level = dense[i] * inverse;
+        const auto code = static_cast<int32_t>(level + (level < 0 ? -0.5F : 0.5F));
+        query.dense_int8[i] = static_cast<int8_t>(code);
+        sum += code;
     }
+    query.dense_sum = sum;
     query.dense_factor = weight * step;
 }
 
@@ -239,7 +241,7 @@ void query_from_record(const CodeLayout &layout, const uint8_t *record, float de
             query.dense_int8[i] = static_cast<int8_t>(i < layout.dim ? signed_code(layout, record, i) : 0);
             query.dense_sum += query.dense_int8[i];
         }
-        query.dense_factor = dense_weight * steps[0] * (layout.bits() < 8 ? 0.5F : 1.F);
+        query.dense_factor = dense_weight * steps[0] * (layout.bits() == 4 ? 0.5F : 1.F);
     }
     if (layout.terms == 0) {
         const float peak = peak_of(full);
@@ -255,10 +257,11 @@ void query_from_record(const CodeLayout &layout, const uint8_t *record, float de
     int16_t weights[4096];
     const int factor = layout.terms <= 512 ? 256 : 32; // products of 4,096 terms must fit int32
     size_t size = 0;
-    for (; size < layout.terms && prints[size] != kNoTerm; ++size) {
-        terms[size] = prints[size];
-        weights[size] = static_cast<int16_t>(values[size / kValueGroup] * factor);
+    for (size_t i = 0; i < layout.terms; ++i) {
+        if (prints[i] == kNoTerm) continue;
+        terms[size] = prints[i];
         zeros[size] = 0;
+        weights[size++] = static_cast<int16_t>(values[i / kValueGroup] * factor);
     }
     query.sparse_factor = sparse_weight * steps[1] / static_cast<float>(factor);
     query.table.assign({terms, zeros, size}, {weights, size}, false);

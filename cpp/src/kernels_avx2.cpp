@@ -38,7 +38,8 @@ struct Avx2 : Portable {
         if constexpr (std::is_same_v<decltype(partial(0)), int32_t>) {
             Portable::sum4(partial, sums);
         } else {
-            const __m256i ab = _mm256_hadd_epi32(partial(0), partial(1)), cd = _mm256_hadd_epi32(partial(2), partial(3));
+            const __m256i ab = _mm256_hadd_epi32(partial(0), partial(1)),
+                          cd = _mm256_hadd_epi32(partial(2), partial(3));
             const __m256i all = _mm256_hadd_epi32(ab, cd);
             _mm_storeu_si128(reinterpret_cast<__m128i *>(sums),
                              _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
@@ -50,28 +51,6 @@ struct Avx2 : Portable {
             const __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes + i)));
             const __m256i q = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(query + i)));
             sum = _mm256_add_epi32(sum, _mm256_madd_epi16(c, q));
-        }
-        return sum;
-    }
-    SPARING_INLINE static __m256i dot_int3(const uint8_t *codes, const int8_t *query, size_t n) {
-        const __m256i three = _mm256_set1_epi8(3), four = _mm256_set1_epi8(4), ones = _mm256_set1_epi16(1);
-        const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-        const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ULL));
-        __m256i sum = _mm256_setzero_si256();
-        for (size_t block = 0; block < n; block += 128, codes += 48, query += 128) {
-            const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes));
-            __m256i words = _mm256_setzero_si256(); // at most 8 * 7 * 127 a lane: no saturation
-            for (int part = 0; part < 4; ++part) {
-                const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(query + 32 * part));
-                int32_t bits;
-                std::memcpy(&bits, codes + 32 + 4 * part, sizeof bits);
-                const __m256i set = _mm256_cmpeq_epi8(
-                    _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread), bit), bit);
-                const __m256i code = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(pairs, 2 * part), three),
-                                                     _mm256_and_si256(set, four));
-                words = _mm256_add_epi16(words, _mm256_maddubs_epi16(code, q));
-            }
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, ones));
         }
         return sum;
     }

@@ -51,25 +51,6 @@ struct Avx512 {
             sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(codes + i), _mm512_loadu_si512(query + i));
         return sum;
     }
-    SPARING_INLINE static __m512i dot_int3(const uint8_t *codes, const int8_t *query, size_t n) {
-        const __m256i three = _mm256_set1_epi8(3);
-        const __m512i four = _mm512_set1_epi8(4);
-        __m512i high = _mm512_setzero_si512();
-        __m256i even = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
-        for (size_t block = 0; block < n; block += 128, codes += 48, query += 128) {
-            const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes));
-            auto part = [&](size_t i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(query + 32 * i)); };
-            even = _mm256_dpbusd_epi32(even, _mm256_and_si256(pairs, three), part(0));
-            odd = _mm256_dpbusd_epi32(odd, _mm256_and_si256(_mm256_srli_epi16(pairs, 2), three), part(1));
-            even = _mm256_dpbusd_epi32(even, _mm256_and_si256(_mm256_srli_epi16(pairs, 4), three), part(2));
-            odd = _mm256_dpbusd_epi32(odd, _mm256_and_si256(_mm256_srli_epi16(pairs, 6), three), part(3));
-            __mmask64 bits[2];
-            std::memcpy(bits, codes + 32, sizeof bits);
-            high = _mm512_dpbusd_epi32(high, four, _mm512_maskz_loadu_epi8(bits[0], query));
-            high = _mm512_dpbusd_epi32(high, four, _mm512_maskz_loadu_epi8(bits[1], query + 64));
-        }
-        return _mm512_add_epi32(high, _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
-    }
     SPARING_INLINE static __m512i dot_int4(const uint8_t *codes, const int8_t *query, size_t n) {
         const __m512i low = _mm512_set1_epi8(15);
         __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
@@ -87,12 +68,15 @@ struct Avx512 {
         return _mm512_permutex2var_epi16(_mm512_load_si512(words), index, _mm512_load_si512(words + 32));
     }
 
-    SPARING_INLINE static __m512i match_codes(const TermTable &table, const uint16_t *prints, const int8_t *values, size_t n) {
+    SPARING_INLINE static __m512i match_codes(const TermTable &table, const uint16_t *prints, const int8_t *values,
+                                              size_t n) {
         const __m512i multiplier = _mm512_set1_epi16(static_cast<int16_t>(table.multiplier));
         // Byte j of four goes to the high halves of the 16-bit lanes 8 j to 8 j + 7, the low halves are zero.
         const __m512i spread = _mm512_or_si512(
-            _mm512_set1_epi16(0x0080), _mm512_slli_epi16(_mm512_cvtepi8_epi16(_mm256_set_epi64x(
-                0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0)), 8));
+            _mm512_set1_epi16(0x0080),
+            _mm512_slli_epi16(
+                _mm512_cvtepi8_epi16(_mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0)),
+                8));
         __m512i sum = _mm512_setzero_si512();
         for (size_t i = 0; i < n; i += 32) {
             const __mmask32 mask = n - i >= 32 ? ~__mmask32{0} : (__mmask32{1} << (n - i)) - 1U;
@@ -119,8 +103,8 @@ struct Avx512 {
         return _mm512_mask_mov_epi32(low, _mm512_test_epi32_mask(index, _mm512_set1_epi32(32)), high);
     }
 
-    /// Without a branch on which terms match: that cannot be predicted, and a wrong guess would hold up the loads of the
-    /// next items.
+    /// Without a branch on which terms match: that cannot be predicted, and a wrong guess would hold up the loads of
+    /// the next items.
     template <class Term, class Value>
     static float match_full(const TermTable &table, const Term *terms, const Value *values, size_t n) {
         const __m512i fold = _mm512_set1_epi32(0x9E3B), low = _mm512_set1_epi32(0xFFFF),
@@ -130,11 +114,10 @@ struct Avx512 {
             const __mmask16 mask = n - i >= 16 ? __mmask16{0xFFFF} : static_cast<__mmask16>((1U << (n - i)) - 1U);
             const __m512i term = load(mask, terms + i);
             const __m512 value = load(mask, values + i);
-            __m512i print = _mm512_and_si512(
-                _mm512_xor_si512(term, _mm512_mullo_epi32(_mm512_srli_epi32(term, 16), fold)), low);
+            __m512i print =
+                _mm512_and_si512(_mm512_xor_si512(term, _mm512_mullo_epi32(_mm512_srli_epi32(term, 16), fold)), low);
             print = _mm512_mask_sub_epi32(print, _mm512_cmpeq_epi32_mask(print, low), print, _mm512_set1_epi32(1));
-            const __m512i bucket =
-                _mm512_srli_epi32(_mm512_and_si512(_mm512_mullo_epi32(print, factor), low), 10);
+            const __m512i bucket = _mm512_srli_epi32(_mm512_and_si512(_mm512_mullo_epi32(print, factor), low), 10);
             for (size_t r = 0; r < table.num_rounds; ++r) {
                 const TermTable::Round &round = table.rounds[r];
                 const __mmask16 hit = _mm512_mask_cmpeq_epi32_mask(mask, permute64(round.terms, bucket), term);

@@ -76,9 +76,7 @@ struct Scoring {
                                                                    query.dense_float.data(), layout.padded_dim());
             } else if (dense) {
                 const int8_t *const q = query.dense_int8.data();
-                if (layout.dense == DenseCode::Int3)
-                    Isa::sum4([&](size_t j) { return Isa::dot_int3(records[j], q, layout.padded_dim()); }, sums);
-                else if (layout.dense == DenseCode::Int4)
+                if (layout.dense == DenseCode::Int4)
                     Isa::sum4([&](size_t j) { return Isa::dot_int4(records[j], q, layout.padded_dim()); }, sums);
                 else
                     Isa::sum4([&](size_t j) { return Isa::dot_int8(records[j], q, layout.padded_dim()); }, sums);
@@ -92,10 +90,9 @@ struct Scoring {
                 }
             } else if (sparse) {
                 auto match = [&](size_t j) {
-                    return Isa::match_codes(query.table,
-                                            reinterpret_cast<const uint16_t *>(records[j] + layout.terms_offset()),
-                                            reinterpret_cast<const int8_t *>(records[j] + layout.values_offset()),
-                                            layout.terms);
+                    return Isa::match_codes(
+                        query.table, reinterpret_cast<const uint16_t *>(records[j] + layout.terms_offset()),
+                        reinterpret_cast<const int8_t *>(records[j] + layout.values_offset()), layout.terms);
                 };
                 Isa::sum4(match, sums);
                 for (size_t j = 0; j < 4; ++j)
@@ -111,8 +108,7 @@ struct Scoring {
         const bool dense = query.dense_weight != 0, sparse = query.sparse_weight != 0;
         auto prefetch = [&](uint32_t id) {
             if (sparse) prefetch_row(view, id);
-            if (dense)
-                prefetch_column(*view.dense, id * dim, (id + 1) * dim);
+            if (dense) prefetch_column(*view.dense, id * dim, (id + 1) * dim);
         };
         constexpr size_t kRows = 2; ///< whole rows are long: fetch few ahead
         for (size_t i = 0; i < count; ++i) {
@@ -150,16 +146,6 @@ struct Portable {
     static int32_t dot_int8(const uint8_t *codes, const int8_t *query, size_t n) {
         int32_t sum = 0;
         for (size_t i = 0; i < n; ++i) sum += int32_t{codes[i]} * query[i];
-        return sum;
-    }
-    static int32_t dot_int3(const uint8_t *codes, const int8_t *query, size_t n) {
-        int32_t sum = 0;
-        for (size_t block = 0; block < n; block += 128, codes += 48, query += 128) {
-            for (size_t j = 0; j < 32; ++j)
-                for (size_t part = 0; part < 4; ++part)
-                    sum += int32_t{codes[j] >> (2 * part) & 3} * query[32 * part + j];
-            for (size_t j = 0; j < 128; ++j) sum += int32_t{(codes[32 + j / 8] >> (j % 8) & 1) * 4} * query[j];
-        }
         return sum;
     }
     static int32_t dot_int4(const uint8_t *codes, const int8_t *query, size_t n) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
 #include <functional>
 
 namespace sparing {
@@ -98,10 +97,10 @@ void meet_starts(const Storage &storage, const Query &query, Scratch &scratch) {
     if (query.sparse_factor != 0 && storage.seeds.num_buckets != 0) {
         const size_t terms = std::min<size_t>(query.seed_terms.size(), storage.config.seed_terms);
         for (size_t t = 0; t < terms; ++t) __builtin_prefetch(storage.seeds.row(query.seed_terms[t]));
-        for (size_t t = 0; t < terms; ++t)
-            scratch.meet(storage.seeds.row(query.seed_terms[t]), storage.seeds.per_term);
+        for (size_t t = 0; t < terms; ++t) scratch.meet(storage.seeds.row(query.seed_terms[t]), storage.seeds.per_term);
     }
-    scratch.meet(storage.entries.data(), storage.entries.size());
+    const size_t seeds = scratch.block().size(); // entry points make up what is missing
+    scratch.meet(storage.entries.data(), storage.entries.size() - std::min(storage.entries.size(), seeds));
 }
 
 bool is_allowed(const Storage &storage, const SearchOptions &options, uint32_t item) {
@@ -127,7 +126,7 @@ void each_allowed(const Storage &storage, const SearchOptions &options, Body &&b
 /// ends where a difference kSpreads standard deviations above their mean would not reach the k best.
 void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scratch, std::vector<Candidate> &out,
              SearchCounts &counts) {
-    static const float kSpreads = std::getenv("Z") ? std::atof(std::getenv("Z")) : 3.F;
+    constexpr double kSpreads = 3;
     constexpr size_t kStep = 4;
     const std::vector<Candidate> &pool = scratch.pool;
     scratch.items.clear();
@@ -141,7 +140,8 @@ void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scra
     double sum = 0, squares = 0;
     for (size_t done = 0; done < pool.size();) {
         const size_t size = std::min(pool.size() - done, done == 0 ? keep + kStep : kStep);
-        kernels().score_exact(storage.view(), query, scratch.items.data() + done, size, std::min<size_t>(pool.size() - done - size, kStep), scratch.scores.data());
+        const size_t coming = std::min(pool.size() - done - size, kStep);
+        kernels().score_exact(storage.view(), query, scratch.items.data() + done, size, coming, scratch.scores.data());
         for (size_t i = 0; i < size; ++i) {
             out.push_back({scratch.scores[i], pool[done + i].item});
             const double difference = double{scratch.scores[i]} - double{pool[done + i].score};
@@ -154,7 +154,8 @@ void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scra
         if (done == pool.size()) break;
         const double n = static_cast<double>(done), mean = sum / n;
         const double spread = std::sqrt(std::max(squares / n - mean * mean, 0.0));
-        if (pool[done].score + mean + kSpreads * spread < out.back().score) {
+        const double worst = out.back().score, rounding = 1e-5 * std::fabs(worst); // equal items stay equal
+        if (pool[done].score + mean + kSpreads * spread + rounding < worst) {
             counts.exact += done;
             return;
         }
@@ -321,7 +322,8 @@ void search_exact_one(const Storage &storage, const Query &query, const SearchOp
     scratch.items.clear();
     auto flush = [&] {
         scratch.scores.resize(scratch.items.size());
-        kernels().score_exact(storage.view(), query, scratch.items.data(), scratch.items.size(), 0, scratch.scores.data());
+        kernels().score_exact(storage.view(), query, scratch.items.data(), scratch.items.size(), 0,
+                              scratch.scores.data());
         for (size_t i = 0; i < scratch.items.size(); ++i) {
             const Candidate c{scratch.scores[i], scratch.items[i]};
             if (found.size() >= options.k && !by_id(c, found.front())) continue;

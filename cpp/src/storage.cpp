@@ -5,58 +5,64 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
 
 namespace sparing {
 
 namespace {
 /// Squared length up to which the products of any two rows stay finite in float32.
 constexpr double kLongest = 1e37;
+
+/// Sum of squares in eight lanes that a compiler keeps in registers; not finite if a value is not.
+double squared_length(const float *x, size_t n) {
+    double lane[8] = {};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t j = 0; j < 8; ++j) lane[j] += double{x[i + j]} * x[i + j];
+    double sum = 0;
+    for (; i < n; ++i) sum += double{x[i]} * x[i];
+    for (const double part : lane) sum += part;
+    return sum;
+}
 } // namespace
 
 void validate_batch(const ItemBatch &batch, size_t dim, const char *what) {
     for (size_t i = 0; i < batch.size; ++i) {
-        const std::string row = std::string(what) + " row " + std::to_string(i);
-        if (batch.dense != nullptr) {
-            const float *x = batch.dense + i * dim;
+        auto row = [&] { return std::string(what) + " row " + std::to_string(i); };
+        const float *x = batch.dense_row(i, dim);
+        if (x != nullptr && !(squared_length(x, dim) <= kLongest)) {
             for (size_t d = 0; d < dim; ++d)
                 if (!std::isfinite(x[d]))
-                    throw Error(ErrorKind::NonFinite, "dense " + row + ", column " + std::to_string(d) + " is " +
+                    throw Error(ErrorKind::NonFinite, "dense " + row() + ", column " + std::to_string(d) + " is " +
                                                           std::to_string(x[d]) +
                                                           "; every value must be finite: drop or repair that row");
-            double squares = 0;
-            for (size_t d = 0; d < dim; ++d) squares += double{x[d]} * x[d];
-            if (squares > kLongest)
-                throw Error(ErrorKind::NonFinite,
-                            "dense " + row + " is so long that its scores overflow; rescale the vectors");
+            throw Error(ErrorKind::NonFinite,
+                        "dense " + row() + " is so long that its scores overflow; rescale the vectors");
         }
         const SparseRow sparse = batch.sparse_row(i);
         for (size_t j = 0; j < sparse.size; ++j) {
             if (!std::isfinite(sparse.values[j]))
-                throw Error(ErrorKind::NonFinite, "sparse " + row + ", term " + std::to_string(sparse.terms[j]) +
+                throw Error(ErrorKind::NonFinite, "sparse " + row() + ", term " + std::to_string(sparse.terms[j]) +
                                                       " has weight " + std::to_string(sparse.values[j]) +
                                                       "; every weight must be finite: drop or repair it");
             if (j > 0 && sparse.terms[j] == sparse.terms[j - 1])
                 throw Error(ErrorKind::SparseFormat,
-                            "sparse " + row + " has term " + std::to_string(sparse.terms[j]) +
+                            "sparse " + row() + " has term " + std::to_string(sparse.terms[j]) +
                                 " twice; terms of a row must be distinct: call sum_duplicates() first");
             if (j > 0 && sparse.terms[j] < sparse.terms[j - 1])
                 throw Error(ErrorKind::SparseFormat,
-                            "sparse " + row + " is not sorted: term " + std::to_string(sparse.terms[j]) + " follows " +
-                                std::to_string(sparse.terms[j - 1]) + "; call sort_indices() first");
+                            "sparse " + row() + " is not sorted: term " + std::to_string(sparse.terms[j]) +
+                                " follows " + std::to_string(sparse.terms[j - 1]) + "; call sort_indices() first");
         }
-        double squares = 0;
-        for (size_t j = 0; j < sparse.size; ++j) squares += double{sparse.values[j]} * sparse.values[j];
-        if (squares > kLongest)
+        if (squared_length(sparse.values, sparse.size) > kLongest)
             throw Error(ErrorKind::NonFinite,
-                        "sparse " + row + " is so long that its scores overflow; rescale the weights");
+                        "sparse " + row() + " is so long that its scores overflow; rescale the weights");
     }
 }
 
 Storage::Storage(const Config &c) : config(c) {
     layout.dense = c.dense_code;
     layout.dim = c.dim;
-    layout.terms = c.doc_terms;
+    layout.terms = static_cast<uint32_t>((c.doc_terms + kValueGroup - 1) / kValueGroup * kValueGroup);
     row_begin.push_back(0);
     links.stride = c.degree;
     seeds.per_term = c.seeds_per_term;
@@ -160,7 +166,7 @@ void Storage::refresh_entries(size_t first) {
     entries = Buffer<uint32_t>();
     const size_t count = std::min<size_t>(n, config.num_entries);
     for (size_t i = 0; i < count; ++i) entries.push_back(static_cast<uint32_t>((2 * i + 1) * n / (2 * count)));
-    const auto wanted = static_cast<uint32_t>(std::clamp<size_t>(std::bit_ceil(n / (std::getenv("SB") ? std::atoi(std::getenv("SB")) : 8) + 1), 1024, 65536));
+    const auto wanted = static_cast<uint32_t>(std::clamp<size_t>(std::bit_ceil(n / 2 + 1), 1024, 65536));
     if (first == 0 || wanted > seeds.num_buckets || seed_weights.size() != seeds.items.size()) {
         seeds.num_buckets = std::max(wanted, first == 0 ? 0U : seeds.num_buckets);
         seeds.items = Buffer<uint32_t>(size_t{seeds.num_buckets} * seeds.per_term, kNoItem);

@@ -13,6 +13,7 @@ struct Shape {
     uint32_t dim, doc_terms;
     size_t item_terms, query_terms;
     uint32_t vocabulary;
+    bool halves = false; ///< every stored number fits 16 bits
 };
 
 std::string name_of(const std::string &level, const Shape &s) {
@@ -25,7 +26,10 @@ bool near(float a, float b, float size) { return std::fabs(a - b) <= 1e-5F * (st
 
 void compare(const Shape &shape, uint32_t seed) {
     constexpr size_t kItems = 37, kQueries = 3; // odd, so that blocks end unevenly
-    const items::Items rows = items::make(kItems, shape.dim, shape.item_terms, shape.vocabulary, seed);
+    items::Items rows = items::make(kItems, shape.dim, shape.item_terms, shape.vocabulary, seed);
+    if (shape.halves)
+        for (auto *values : {&rows.dense, &rows.values})
+            for (float &value : *values) value = std::nearbyint(value * 256) / 256;
     items::Items queries = items::make(0, shape.dim, 0, 1, seed);
     std::mt19937 random(seed + 1);
     queries.count = kQueries;
@@ -42,6 +46,9 @@ void compare(const Shape &shape, uint32_t seed) {
     config.dense_code = shape.code;
     config.doc_terms = shape.doc_terms;
     const Storage storage = items::store(rows, config);
+    if (shape.halves) CHECK(storage.dense.is_narrow() && storage.values.is_narrow());
+    CHECK(storage.terms.is_narrow() == (shape.vocabulary <= 65'536 || storage.terms.size() == 0));
+    RowMemory memory;
     std::vector<uint32_t> ids(kItems);
     for (uint32_t i = 0; i < kItems; ++i) ids[i] = (i * 11) % kItems;
     const ItemBatch batch = queries.batch();
@@ -52,7 +59,7 @@ void compare(const Shape &shape, uint32_t seed) {
             prepare_query(storage.layout, batch.dense_row(q, shape.dim), batch.sparse_row(q), q == 1 ? 0.F : 0.75F,
                           q == 2 ? 0.F : 0.25F, q == 0 ? 0 : 5, query);
         else // as construction does; it has no full-precision form
-            query_from_record(storage.layout, storage.record(5), 0.5F, 0.5F, storage.sparse_row(5), query);
+            query_from_record(storage.layout, storage.record(5), 0.5F, 0.5F, storage.sparse_row(5, memory), query);
         for (const size_t count : {size_t{0}, size_t{1}, size_t{2}, size_t{7}, kItems}) {
             std::vector<float> plain(kItems, -1), fast(kItems, -1);
             for (const std::string &level : available_kernels()) {
@@ -63,8 +70,8 @@ void compare(const Shape &shape, uint32_t seed) {
                     for (size_t i = 0; i < count; ++i) CHECK_FOR(name_of(level, shape), near(plain[i], fast[i], size));
                 }
                 if (q == kQueries) continue;
-                kernels("scalar").score_exact(storage.view(), query, ids.data(), count, plain.data());
-                other.score_exact(storage.view(), query, ids.data(), count, fast.data());
+                kernels("scalar").score_exact(storage.view(), query, ids.data(), count, 0, plain.data());
+                other.score_exact(storage.view(), query, ids.data(), count, 0, fast.data());
                 for (size_t i = 0; i < count; ++i) CHECK_FOR(name_of(level, shape), near(plain[i], fast[i], size));
             }
         }
@@ -90,7 +97,7 @@ void oracle() {
                     if (x.terms[m] == y.terms[n]) sparse += double{x.values[m]} * y.values[n];
             expected = 0.3 * expected + 0.9 * sparse;
             float found = 0;
-            kernels("scalar").score_exact(storage.view(), query, &i, 1, &found);
+            kernels("scalar").score_exact(storage.view(), query, &i, 1, 0, &found);
             CHECK(std::fabs(found - expected) <= 1e-4);
         }
     }
@@ -102,7 +109,7 @@ int main() {
     uint32_t seed = 100;
     for (const DenseCode code : {DenseCode::Int4, DenseCode::Int8, DenseCode::Float32})
         for (const uint32_t dim : {0U, 1U, 15U, 16U, 31U, 63U, 64U, 65U, 127U, 129U, 300U})
-            compare({code, dim, 8, 12, 10, 100}, ++seed);
+            for (const bool halves : {false, true}) compare({code, dim, 8, 12, 10, 100, halves}, ++seed);
     for (const uint32_t kept : {0U, 1U, 16U, 31U, 32U, 33U, 40U, 63U, 64U, 65U, 200U})
         for (const size_t query_terms : {size_t{0}, size_t{1}, size_t{40}, size_t{64}, size_t{200}, size_t{700}})
             for (const uint32_t vocabulary : {800U, 70'000U, 0xFFFFFFFFU})

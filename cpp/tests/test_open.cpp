@@ -14,13 +14,21 @@ struct Arrays {
     std::vector<uint8_t> deleted, records;
     std::vector<float> dense, values, norms;
     std::vector<uint64_t> row_begin;
-    std::vector<uint32_t> terms, links, entries, seeds;
+    std::vector<uint16_t> terms;
+    std::vector<uint32_t> links, entries, seeds;
     uint32_t seed_buckets;
 };
 
 template <class T>
 std::vector<T> copy(const Buffer<T> &buffer) {
     return {buffer.data(), buffer.data() + buffer.size()};
+}
+
+template <class Wide>
+std::vector<Wide> copy(const Column<Wide> &column) {
+    std::vector<Wide> out(column.size());
+    column.read(0, out.size(), out.data());
+    return out;
 }
 
 Config small_config() {
@@ -36,9 +44,13 @@ Config small_config() {
 
 Arrays arrays_of(const Index &index) {
     const Storage &s = index.storage();
-    return {copy(s.ids),        copy(s.deleted), copy(s.records),     copy(s.dense),
-            copy(s.values),     copy(s.norms),   copy(s.row_begin),   copy(s.terms),
-            copy(s.links.data), copy(s.entries), copy(s.seeds.items), s.seeds.num_buckets};
+    CHECK(s.terms.is_narrow() && !s.dense.is_narrow() && !s.values.is_narrow());
+    return {copy(s.ids),         copy(s.deleted),
+            copy(s.records),     copy(s.dense),
+            copy(s.values),      copy(s.norms),
+            copy(s.row_begin),   {s.terms.narrow_data(), s.terms.narrow_data() + s.terms.size()},
+            copy(s.links.data),  copy(s.entries),
+            copy(s.seeds.items), s.seeds.num_buckets};
 }
 
 std::unique_ptr<Index> open(const Config &config, const Arrays &a, bool borrow) {
@@ -46,11 +58,11 @@ std::unique_ptr<Index> open(const Config &config, const Arrays &a, bool borrow) 
     saved.ids = a.ids;
     saved.deleted = a.deleted;
     saved.records = a.records;
-    saved.dense = a.dense;
-    saved.values = a.values;
+    saved.dense = std::span<const float>(a.dense);
+    saved.values = std::span<const float>(a.values);
     saved.norms = a.norms;
     saved.row_begin = a.row_begin;
-    saved.terms = a.terms;
+    saved.terms = std::span<const uint16_t>(a.terms);
     saved.links = a.links;
     saved.entries = a.entries;
     saved.seeds = a.seeds;

@@ -14,10 +14,10 @@ from benchmarks.hybrid.rivals.protocol import Answer, Engine, Params, Queries
 from sparing import _core
 from sparing.hybrid import HybridConfig, HybridIndex
 
-BEAMS = [10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256]
+BEAMS = [10, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256]
 OFF = {"dense_code": "float32", "doc_terms": None, "two_stage": False}
 # The same grid of graph shapes for every step of the ladder, so that each is tuned as carefully as the others.
-SHAPES = [{"degree": 32, "build_beam": 128}, {"degree": 48, "build_beam": 128}]
+SHAPES = [{"degree": 28, "build_beam": 128}, {"degree": 48, "build_beam": 128}]
 
 
 def _core_version() -> str:

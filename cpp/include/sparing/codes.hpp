@@ -2,10 +2,9 @@
 // form.
 //
 // Record, `stride` bytes, 64-byte aligned:
-//   dense   int3: for 128 dimensions 32 bytes of low bit pairs, then 16 bytes of high bits | int4: two dimensions a
-//           byte | int8: one byte | float32
-//   terms   uint16 fingerprints, `terms` of them, largest value first, padded with kNoTerm
-//   values  int8, one for each kValueGroup neighbouring terms: their mean
+//   dense   int4: two dimensions a byte | int8: one byte | float32
+//   terms   uint16 fingerprints in groups of kValueGroup, largest value first, padded with kNoTerm
+//   values  int8, one a group: the mean of its terms' values
 //   steps   float32 dense step, float32 sparse step (0 where the part is absent)
 #pragma once
 #include "column.hpp"
@@ -16,7 +15,7 @@
 
 namespace sparing {
 
-enum class DenseCode : uint32_t { Int4 = 0, Int8 = 1, Float32 = 2, Int3 = 3 };
+enum class DenseCode : uint32_t { Int4 = 0, Int8 = 1, Float32 = 2 };
 
 constexpr uint16_t kNoTerm = 0xFFFF;
 constexpr size_t kValueGroup = 8; ///< in order of value neighbours are so alike that one byte serves eight
@@ -35,25 +34,25 @@ struct SparseRow {
 };
 
 struct CodeLayout {
-    DenseCode dense = DenseCode::Int3;
+    DenseCode dense = DenseCode::Int4;
     uint32_t dim = 0;
-    uint32_t terms = 0; ///< kept terms an item; 0 when traversal reads the stored full vectors
+    uint32_t terms = 0; ///< kept terms an item, whole groups; 0 when traversal reads the stored full vectors
 
     /// Bits of one dimension.
-    SPARING_INLINE size_t bits() const {
-        return dense == DenseCode::Int3 ? 3 : dense == DenseCode::Int4 ? 4 : dense == DenseCode::Int8 ? 8 : 32;
-    }
+    SPARING_INLINE size_t bits() const { return dense == DenseCode::Int4 ? 4 : dense == DenseCode::Int8 ? 8 : 32; }
     SPARING_INLINE size_t padded_dim() const {
-        const size_t unit = bits() < 8 ? 128 : bits() == 8 ? 64 : 16;
+        const size_t unit = bits() == 4 ? 128 : bits() == 8 ? 64 : 16;
         return (dim + unit - 1) / unit * unit;
     }
     SPARING_INLINE size_t dense_bytes() const { return padded_dim() * bits() / 8; }
     SPARING_INLINE size_t terms_offset() const { return dense_bytes(); }
     SPARING_INLINE size_t values_offset() const { return terms_offset() + 2 * size_t{terms}; }
-    SPARING_INLINE size_t steps_offset() const { return (values_offset() + (terms + kValueGroup - 1) / kValueGroup + 3) / 4 * 4; }
+    SPARING_INLINE size_t steps_offset() const {
+        return (values_offset() + (terms + kValueGroup - 1) / kValueGroup + 3) / 4 * 4;
+    }
     SPARING_INLINE size_t stride() const { return (steps_offset() + 8 + 63) / 64 * 64; }
     /// Zero point of the unsigned dense codes: value = (code - zero) * step.
-    SPARING_INLINE float zero() const { return bits() == 3 ? 3.5F : bits() == 4 ? 7.5F : 128.F; }
+    SPARING_INLINE float zero() const { return bits() == 4 ? 7.5F : 128.F; }
 };
 
 /// Query terms in a perfect (or nearly perfect) hash of 64 buckets, so that 32 item terms are looked up in a few

@@ -25,7 +25,7 @@ struct Half {
 inline bool narrow(float x, Half &out) {
     const auto bits = std::bit_cast<uint32_t>(x);
     const float scaled = std::bit_cast<float>(bits & 0x7FFFFFFFU) * 0x1p-112F;
-    out.bits = static_cast<uint16_t>(bits >> 16 & 0x8000U | (std::bit_cast<uint32_t>(scaled) >> 13 & 0x7FFFU));
+    out.bits = static_cast<uint16_t>((bits >> 16 & 0x8000U) | (std::bit_cast<uint32_t>(scaled) >> 13 & 0x7FFFU));
     return out.value() == x && (out.bits & 0x7C00U) != 0x7C00U;
 }
 inline bool narrow(uint32_t x, uint16_t &out) {

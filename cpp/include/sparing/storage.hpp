@@ -14,16 +14,17 @@ enum class Similarity : uint32_t { InnerProduct = 0, L2 = 1, Cosine = 2 };
 
 struct Config {
     uint32_t dim = 0;
-    DenseCode dense_code = DenseCode::Int3;
-    uint32_t doc_terms = 48;  ///< kept terms an item in traversal; 0 keeps all, at full precision
+    DenseCode dense_code = DenseCode::Int4;
+    uint32_t doc_terms =
+        56; ///< kept terms an item in traversal, rounded up to whole groups; 0 keeps all, at full precision
     uint32_t query_terms = 0; ///< kept query terms in traversal; 0 keeps all
-    uint32_t degree = 32;
+    uint32_t degree = 28;
     uint32_t build_beam = 128;
     Similarity similarity = Similarity::InnerProduct;
     float dense_weight = 0.5F, sparse_weight = 0.5F; ///< weights of construction
     float scale = 1.F;                               ///< alignment factor
     uint32_t num_entries = 32;
-    uint32_t seeds_per_term = 3;
+    uint32_t seeds_per_term = 8;
     uint32_t seed_terms = 8; ///< heaviest query terms that open a search
     bool two_stage = false;
     uint64_t seed = 0;
@@ -96,9 +97,7 @@ struct Storage {
 
     explicit Storage(const Config &config);
     size_t size() const { return ids.size(); }
-    ItemView view() const {
-        return {layout, records.data(), &dense, row_begin.data(), &terms, &values};
-    }
+    ItemView view() const { return {layout, records.data(), &dense, row_begin.data(), &terms, &values}; }
     /// The full sparse row of an item, written to `memory`.
     SparseRow sparse_row(size_t i, RowMemory &memory) const {
         const size_t begin = row_begin[i], size = row_begin[i + 1] - begin;

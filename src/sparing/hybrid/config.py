@@ -25,13 +25,13 @@ class HybridConfig(BaseModel):
         scale: overrides the alignment with a factor of the caller's, > 0.
         num_pairs: passage pairs drawn for the alignment.
         dense_code: precision of the dense part in traversal; answers are always re-scored at full precision.
-        doc_terms: heaviest terms of an item kept for traversal, 1 to 4096; ``None`` reads all of them at full
-            precision.
+        doc_terms: heaviest terms of an item kept for traversal, 1 to 4096, rounded up to whole groups of 8; ``None``
+            reads all of them at full precision.
         query_terms: heaviest terms of a query used in traversal; ``None`` uses all.
         two_stage: dense distances only until the walk stops improving, hybrid ones after that.
         weights: weights of construction, dense and sparse.
         similarity: how construction compares items: inner product, L2 or cosine of the joint vector.
-        num_entries: items spread over the index at which every search starts, 1 to 65536.
+        num_entries: at least so many items open a search, 1 to 65536: seeds, made up by items spread over the index.
         seeds_per_term: for each term the items in which it is heaviest, at which a sparse query starts too; 0: none.
         seed_terms: how many of the heaviest query terms use them.
     """
@@ -39,7 +39,7 @@ class HybridConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: Literal["ip", "cosine"] = "ip"
-    degree: Annotated[int, Field(ge=4, le=256)] = 32
+    degree: Annotated[int, Field(ge=4, le=256)] = 28
     build_beam: Annotated[int, Field(ge=8, le=4096)] = 128
     beam: Annotated[int, Field(ge=1, le=65536)] = 96
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -47,13 +47,13 @@ class HybridConfig(BaseModel):
     scale: Annotated[float, Field(gt=0)] | None = None
     num_pairs: Annotated[int, Field(ge=100, le=10_000_000)] = 10_000
     dense_code: Literal["int4", "int8", "float32"] = "int4"
-    doc_terms: Annotated[int, Field(ge=1, le=4096)] | None = 40
+    doc_terms: Annotated[int, Field(ge=1, le=4096)] | None = 56
     query_terms: Annotated[int, Field(ge=1, le=65536)] | None = None
     two_stage: bool = False
     weights: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 0.5)
     similarity: Literal["ip", "l2", "cosine"] = "ip"
     num_entries: Annotated[int, Field(ge=1, le=65536)] = 32
-    seeds_per_term: Annotated[int, Field(ge=0, le=64)] = 3
+    seeds_per_term: Annotated[int, Field(ge=0, le=64)] = 8
     seed_terms: Annotated[int, Field(ge=0, le=1024)] = 8
 
     @classmethod

@@ -35,12 +35,15 @@ __all__ = ["HybridIndex"]
 SCHEMA = "sparing.hybrid.index"
 VERSION = 1  # 1: first format
 DTYPES = {
-    **dict.fromkeys(("ids",), np.int64),
-    **dict.fromkeys(("deleted", "records"), np.uint8),
-    **dict.fromkeys(("dense", "values", "norms"), np.float32),
-    **dict.fromkeys(("terms", "links", "entries", "seeds"), np.uint32),
-    "row_begin": np.uint64,
+    "ids": "int64",
+    **dict.fromkeys(("deleted", "records"), "uint8"),
+    **dict.fromkeys(("dense", "values"), "float16 float32"),  # 16 bits where every number fits them exactly
+    "terms": "uint16 uint32",
+    "norms": "float32",
+    **dict.fromkeys(("links", "entries", "seeds"), "uint32"),
+    "row_begin": "uint64",
 }
+FLOATS = ("dense", "values")  # the core hands out and takes their float16 form as bits
 
 
 class HybridIndex:
@@ -226,7 +229,7 @@ class HybridIndex:
             num_items=items,
             num_deleted=self._native.num_deleted,
             dim=self._dim,
-            num_nonzeros=arrays["terms"] // 4,
+            num_nonzeros=arrays["num_nonzeros"],
             num_links=arrays["num_links"],
             code_bytes=arrays["records"],
             link_bytes=arrays["links"],
@@ -260,13 +263,14 @@ class HybridIndex:
         """
         arrays = self._native.arrays()
         buckets = arrays.pop("seed_buckets")
+        halves = {name: arrays[name].view(np.float16) for name in FLOATS if arrays[name].dtype == np.uint16}
         meta = {
             "config": self._config.model_dump(mode="json"),
             "alignment": self._alignment.to_dict(),
             "dim": self._dim,
             "seed_buckets": buckets,
         }
-        write_artifact(path, schema=SCHEMA, version=VERSION, arrays=arrays, meta=meta)
+        write_artifact(path, schema=SCHEMA, version=VERSION, arrays=arrays | halves, meta=meta)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> Self:
@@ -288,12 +292,13 @@ class HybridIndex:
             dim, buckets = int(artifact.meta["dim"]), int(artifact.meta["seed_buckets"])
             if not 0 <= dim <= MAX_DIM:
                 raise FormatError(f"dim is {dim}")
-            wrong = [name for name, dtype in DTYPES.items() if artifact.arrays[name].dtype != dtype]
+            wrong = [name for name, dtypes in DTYPES.items() if artifact.arrays[name].dtype.name not in dtypes.split()]
             if wrong:
                 raise FormatError(f"{wrong[0]} has dtype {artifact.arrays[wrong[0]].dtype}")
             index = cls(None, config, alignment, dim)
             index._read_only = mmap
-            arrays = {**artifact.arrays, "seed_buckets": buckets}
+            bits = {name: array.view(np.uint16) for name, array in artifact.arrays.items() if array.dtype == np.float16}
+            arrays = {**artifact.arrays, **bits, "seed_buckets": buckets}
             index._native = core.Index.open(index._native_config(), arrays, mmap)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise FormatError(f"{os.fspath(path)}: not a readable hybrid index: {error}") from error

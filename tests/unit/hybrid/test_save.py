@@ -376,7 +376,8 @@ def test_random_damage_with_correct_checksums_never_crashes(tiny, tmp_path):
             raw = arrays[name].reshape(-1).view(np.uint8 if generator.random() < 0.5 else arrays[name].dtype)
             place = generator.integers(0, raw.size)
             if raw.dtype.kind == "f":
-                raw[place] = generator.choice(np.array([np.nan, np.inf, -np.inf, 3e38, 1e-45, 0], np.float32))
+                with np.errstate(over="ignore"):
+                    raw[place] = generator.choice(np.array([np.nan, np.inf, -np.inf, 3e38, 1e-45, 0], np.float32))
             else:
                 raw[place] = np.uint64(generator.choice(interesting)).astype(raw.dtype)
 
@@ -446,3 +447,30 @@ def test_saving_replaces_and_leaves_nothing_behind(small, index, tmp_path):
     assert len(HybridIndex.open(path)) == 10
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
     assert time.monotonic() - begin < 30
+
+
+def test_numbers_that_fit_16_bits_take_no_more(small, tmp_path):
+    rounded = small.sparse.copy()
+    rounded.data = np.round(rounded.data * 64) / 64
+    halves = HybridIndex.build(small.dense.astype(np.float16), rounded, config=HybridConfig(scale=1.0))
+    wide = HybridIndex.build(small.dense.astype(np.float32), small.sparse, config=HybridConfig(scale=1.0))
+    nonzeros = halves.stats.num_nonzeros
+    narrower = 2 * (small.dense.size + nonzeros)  # float16 for dense and values; terms take uint16 in both
+    assert wide.stats.vector_bytes - halves.stats.vector_bytes == narrower
+
+    path = tmp_path / "halves"
+    halves.save(path)
+    stored = read_artifact(path, schema="sparing.hybrid.index", versions={1}).arrays
+    assert (stored["dense"].dtype, stored["values"].dtype, stored["terms"].dtype) == (np.float16, np.float16, np.uint16)
+    queries = small.dense_queries, small.sparse_queries
+    before = halves.search_exact(*queries, k=10)
+    for mmap in (False, True):
+        after = HybridIndex.open(path, mmap=mmap).search_exact(*queries, k=10)
+        np.testing.assert_array_equal(after.ids, before.ids)
+        np.testing.assert_array_equal(after.scores, before.scores)
+
+    again = HybridIndex.open(path)  # one number and one term that do not fit widen the columns and change no answer
+    again.add(np.full((1, small.dense.shape[1]), -0.1, np.float32), [{70_000: 1.0}], ids=[10**6])
+    assert again.stats.vector_bytes > halves.stats.vector_bytes + 2 * small.dense.size
+    np.testing.assert_allclose(again.search_exact(*queries, k=5).scores, before.scores[:, :5], rtol=1e-6)
+    assert again.search_exact(None, {70_000: 1.0}, k=1, weights=(0.0, 1.0)).ids.tolist() == [10**6]
