@@ -57,10 +57,14 @@ def wait_for(process, condition, timeout=120):
     return process.poll() is None
 
 
-def check_the_old_index(path, answers, count=300):
+def check_the_old_index(path, answers, count=300, *, renumbered=False):
     with TextIndex.open(path) as again:
         assert len(again) == count
-        assert again.search("red fox", k=20) == answers
+        found = again.search("red fox", k=20)
+        if renumbered:  # then others of equally good texts may be found
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in answers])
+        else:
+            assert found == answers
     TextIndex.verify(path)
 
 
@@ -108,13 +112,12 @@ def test_kill_while_compacting(index, delay_s):
     process.communicate()
     if not killed:
         pytest.skip("the machine was faster than the test")
-    check_the_old_index(index, answers, count=200)
+    check_the_old_index(index, answers, count=200, renumbered=True)  # it may have been done before the kill
     with TextIndex.open(index) as again:
         again.compact()
         assert again.info.index.num_deleted == 0
-        after = again.search("red fox", k=20)  # which of several equal texts are found may change
-        assert [hit.score for hit in after] == pytest.approx([hit.score for hit in answers])
     assert len(list(index.glob("gen-*"))) == 1
+    check_the_old_index(index, answers, count=200, renumbered=True)
 
 
 def test_ctrl_c_while_indexing(index, corpus):
