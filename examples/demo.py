@@ -27,7 +27,7 @@ from sparing.runs.progress import Progress as Callback
 from sparing.runs.record import run_record
 
 OUT = Path(__file__).resolve().parent.parent / "out"
-NUM_DOCUMENTS, NUM_QUESTIONS = 6_000, 1_000
+NUM_DOCUMENTS, NUM_QUESTIONS = 10_000, 1_000
 QUESTIONS = (
     "turn a dictionary into a json string",
     "wait until a thread has finished",
