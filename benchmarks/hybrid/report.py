@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.hybrid.front import front, time_at
 from benchmarks.hybrid.plots import draw_curves
 from benchmarks.hybrid.record import load
+from sparing.hybrid import HybridConfig
 
 TARGET = 0.95
 DATABASES = ["zvec", "qdrant-edge"]
@@ -132,7 +133,7 @@ def _dense(files: dict[str, Any]) -> tuple[list[Row], list[str]]:
 
 def _weights(files: dict[str, Any]) -> tuple[list[Row], list[str]]:
     results = files["weights"]["results"]
-    default = 96
+    default = HybridConfig().beam
     at = {
         pair: next(p for p in table["ours"] if p["params"]["beam"] == default)["recall"]
         for pair, table in results.items()

@@ -16,6 +16,7 @@ from benchmarks.hybrid.oracle import exact_top_k
 from benchmarks.hybrid.rivals.protocol import Contestant, Queries
 from benchmarks.hybrid.timing import Job, measure
 from benchmarks.hybrid.tuning import best_pairings, good_jobs
+from sparing.hybrid import HybridConfig
 
 EQUAL = (0.5, 0.5)
 WEIGHTS = [(1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
@@ -133,7 +134,7 @@ def weights(bench: Bench, curve_results: dict[str, Any]) -> dict[str, Any]:
     chosen: list[Job] = []
     default = contestants.ours()[0]
     build, engine = open_all(bench.setup, default, bench.data)[0]
-    chosen += [Job("ours", engine, build, {"beam": beam}) for beam in [32, 64, 96, 128]]
+    chosen += [Job("ours", engine, build, {"beam": beam}) for beam in [24, 48, 96, HybridConfig().beam]]
     chosen += _rival_jobs(bench, curve_results)
     result: dict[str, Any] = {}
     for pair in WEIGHTS:

@@ -17,7 +17,7 @@ from benchmarks.hybrid.data import Collection, K, data_folder, load_debian
 from benchmarks.hybrid.record import save
 from sparing.hybrid import HybridConfig, HybridIndex
 
-BEAMS = (16, 24, 32, 48, 64, 96)
+BEAMS = (16, 24, 32, 48, 64, 96, 128)
 WEIGHTS = ((0.5, 0.5), (0.25, 0.75), (0.75, 0.25), (0.1, 0.9))
 
 # One change each; the ladder from the naive setting is measured by `benchmarks.hybrid.run ladder`.

@@ -41,7 +41,7 @@ class HybridConfig(BaseModel):
     metric: Literal["ip", "cosine"] = "ip"
     degree: Annotated[int, Field(ge=4, le=256)] = 28
     build_beam: Annotated[int, Field(ge=8, le=4096)] = 128
-    beam: Annotated[int, Field(ge=1, le=65536)] = 96
+    beam: Annotated[int, Field(ge=1, le=65536)] = 128
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     alignment: AlignmentStatistic = "std"
     scale: Annotated[float, Field(gt=0)] | None = None
