@@ -46,8 +46,9 @@ struct Nearness {
 };
 
 /// Picks up to `degree` of worker.candidates (inner products with `item`): a candidate stays if no kept one is nearer
-/// to it than `item` is.
-size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worker, uint32_t *out) {
+/// to it than `item` is. `in_links`, if given, counts the links to each item.
+size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worker, uint32_t *out,
+             const std::vector<uint32_t> *in_links = nullptr) {
     const Nearness nearness{storage};
     std::vector<Candidate> &candidates = worker.candidates;
     for (Candidate &c : candidates) c.score = -nearness(c.score, item, c.item);
@@ -84,9 +85,13 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
         open.resize(left);
         worker.own_scores.resize(left);
     }
-    // Places left over go to the nearest of the others: more ways through the graph at other weights than those of
-    // construction.
-    if (kept < degree) std::sort(worker.occluded.begin(), worker.occluded.end(), better);
+    // Places left over go to the others: to those that fewest items link to, so that they can be found, or the nearest.
+    if (kept < degree)
+        std::sort(worker.occluded.begin(), worker.occluded.end(), [&](const Candidate &a, const Candidate &b) {
+            const uint32_t x = in_links == nullptr ? 0 : (*in_links)[a.item],
+                           y = in_links == nullptr ? 0 : (*in_links)[b.item];
+            return x != y ? x < y : better(a, b);
+        });
     for (size_t i = 0; kept < degree && i < worker.occluded.size(); ++i) out[kept++] = worker.occluded[i].item;
     return kept;
 }
@@ -228,6 +233,9 @@ Links widen_links(const Links &links, size_t stride, size_t num_items) {
 Links narrow_links(const Storage &storage, const Links &links, size_t stride, int num_threads) {
     const size_t n = storage.size();
     Links narrow{Buffer<uint32_t>(n * stride, kNoItem), stride};
+    std::vector<uint32_t> in_links(n, 0);
+    for (const uint32_t item : links.data.span())
+        if (item != kNoItem) ++in_links[item];
     std::vector<Worker> workers(static_cast<size_t>(resolve_threads(num_threads)));
     parallel_for(n, num_threads, 32, [&](int w, size_t i) {
         Worker &worker = workers[static_cast<size_t>(w)];
@@ -238,7 +246,7 @@ Links narrow_links(const Storage &storage, const Links &links, size_t stride, in
         }
         load_query(storage, static_cast<uint32_t>(i), worker.row, worker.query);
         score_items(storage, {links.row(i), links.row(i) + count}, worker);
-        prune(storage, static_cast<uint32_t>(i), stride, worker, narrow.row(i));
+        prune(storage, static_cast<uint32_t>(i), stride, worker, narrow.row(i), &in_links);
     });
     return narrow;
 }
