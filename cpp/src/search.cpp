@@ -127,7 +127,6 @@ void each_allowed(const Storage &storage, const SearchOptions &options, Body &&b
 void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scratch, std::vector<Candidate> &out,
              SearchCounts &counts) {
     constexpr double kSpreads = 3;
-    constexpr size_t kStep = 4;
     const std::vector<Candidate> &pool = scratch.pool;
     scratch.items.clear();
     for (const Candidate &c : pool) scratch.items.push_back(c.item);
@@ -136,11 +135,12 @@ void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scra
         return a.score != b.score ? a.score > b.score : storage.ids[a.item] < storage.ids[b.item];
     };
     const size_t keep = std::min(k, pool.size());
+    const size_t step = std::max<size_t>(4, keep / 4); // many answers: fewer, longer steps, since each sorts them
     out.clear();
     double sum = 0, squares = 0;
     for (size_t done = 0; done < pool.size();) {
-        const size_t size = std::min(pool.size() - done, done == 0 ? keep + kStep : kStep);
-        const size_t coming = std::min(pool.size() - done - size, kStep);
+        const size_t size = std::min(pool.size() - done, done == 0 ? keep + step : step);
+        const size_t coming = std::min(pool.size() - done - size, step);
         kernels().score_exact(storage.view(), query, scratch.items.data() + done, size, coming, scratch.scores.data());
         for (size_t i = 0; i < size; ++i) {
             out.push_back({scratch.scores[i], pool[done + i].item});

@@ -355,3 +355,21 @@ def test_progress_reaches_the_end(small):
     HybridIndex.build(small.dense, small.sparse, progress=lambda *call: calls.append(call))
     assert calls[-1] == ("build", 300, 300)
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+def test_re_scoring_goes_on_while_codes_are_far_from_the_truth():
+    """Rows of 60 terms of like weight of which codes keep 8: the order of code scores says little."""
+    generator = np.random.default_rng(7)
+    sparse = [
+        dict(zip(generator.choice(90, 60, replace=False).tolist(), generator.uniform(1, 2, 60), strict=True))
+        for _ in range(400)
+    ]
+    queries = [
+        dict(zip(generator.choice(90, 30, replace=False).tolist(), generator.uniform(1, 2, 30), strict=True))
+        for _ in range(40)
+    ]
+    index = HybridIndex.build(None, sparse, config=HybridConfig(doc_terms=8))
+    found = index.search(None, queries, k=10, beam=400).ids
+    exact = index.search_exact(None, queries, k=10).ids
+    shared = [len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
+    assert np.mean(shared) > 0.95
