@@ -20,17 +20,19 @@ def draw_curves(results: dict[str, Any], title: str, note: str, out: Path, lowes
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    colours = iter(COLOURS * 2)
+    styles = iter([(colour, dash) for dash in ("-", "--") for colour in COLOURS])  # no two lines alike
     for name, entry in results.items():
         line = [point for point in front(entry["points"]) if point["recall"] >= lowest]
         mine = name == "ours"
+        colour, dash = (OURS, "-") if mine else next(styles)
         axes.plot(
             [point["recall"] for point in line],
             [point["ms"] for point in line],
             marker="o",
             markersize=4 if mine else 3,
             linewidth=2.4 if mine else 1.3,
-            color=OURS if mine else next(colours),
+            color=colour,
+            linestyle=dash,
             label=name,
             zorder=3 if mine else 2,
         )
