@@ -1,14 +1,20 @@
 """Runs leave traces: versioned files and folders that survive crashes, records of what ran where, and progress."""
 
 from sparing.runs.artifact import Artifact, read_artifact, verify_artifact, write_artifact
+from sparing.runs.checkpoints import Checkpoint, CheckpointFolder
 from sparing.runs.generations import current_generation, replace_folder, verify_folder
+from sparing.runs.optimizers import load_optimizer_, optimizer_tensors
 from sparing.runs.progress import Progress
 from sparing.runs.record import run_record, write_record
 
 __all__ = [
     "Artifact",
+    "Checkpoint",
+    "CheckpointFolder",
     "Progress",
     "current_generation",
+    "load_optimizer_",
+    "optimizer_tensors",
     "read_artifact",
     "replace_folder",
     "run_record",

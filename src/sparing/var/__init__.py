@@ -1,0 +1,2 @@
+"""Visual autoregressive image generation."""
+__all__: list[str] = []

@@ -1,0 +1,346 @@
+"""VARPipeline: a tokenizer and a transformer that draw images of classes, from files and to files."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save
+from torch import Tensor
+
+from sparing.errors import ArgumentError, ConfigError, FormatError, VersionError
+from sparing.runs.atomic import replace_file
+from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
+from sparing.var.config import TokenizerConfig, VARConfig
+from sparing.var.engine import Engine
+from sparing.var.memory import PeakMemory
+from sparing.var.plan import CompressionPlan, load_plan
+from sparing.var.sampling import SamplingSettings
+from sparing.var.transformer import VARTransformer
+from sparing.var.vqvae import VQVAE
+
+__all__ = ["VAROutput", "VARPipeline", "weights_fingerprint"]
+
+_CONFIG, _PLAN = "config.json", "plan.json"
+_SCHEMA: Literal["sparing.var.pipeline"] = "sparing.var.pipeline"
+_VERSION: Literal[1] = 1
+_HUB_PREFIX = "hf://"
+_SAMPLED = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class VAROutput:
+    """What was drawn.
+
+    Attributes:
+        images: (B, 3, side, side) uint8 tensor on the CPU.
+        tokens: for each scale (B, side²) int64, on the CPU.
+        latency_s: wall time from labels to images.
+        peak_bytes: most memory in use meanwhile: of the CUDA device, or of the process; None where neither is known.
+    """
+
+    images: Tensor
+    tokens: list[Tensor]
+    latency_s: float
+    peak_bytes: int | None
+
+
+class _Saved(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_name: Literal["sparing.var.pipeline"]
+    version: int
+    tokenizer: TokenizerConfig
+    transformer: VARConfig
+    class_names: tuple[str, ...] | None = None
+    files: dict[str, str]
+    sha256: dict[str, str]
+
+
+def weights_fingerprint(transformer: VARTransformer) -> str:
+    """Returns 16 hexadecimal digits that tell models apart: of all names and shapes, and of numbers from each tensor."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(transformer.named_parameters()):
+        flat = parameter.detach().flatten()
+        step = max(1, len(flat) // _SAMPLED)
+        values = flat[::step].float().cpu().to(torch.bfloat16).view(torch.int16).numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+class VARPipeline(ModelHubMixin):  # type: ignore[misc]
+    """Draws images of classes.
+
+    Args:
+        tokenizer: turns tokens into images.
+        transformer: draws tokens; the same `patch_nums` and codes.
+        class_names: of the classes, for people; None where there are none.
+
+    Raises:
+        ConfigError: the two parts do not fit together.
+
+    Not safe for calls from several threads at once.
+    """
+
+    def __init__(
+        self, tokenizer: VQVAE, transformer: VARTransformer, *, class_names: Sequence[str] | None = None
+    ) -> None:
+        theirs, ours = tokenizer.config, transformer.config
+        for name in ("patch_nums", "vocab_size", "z_channels"):
+            if getattr(theirs, name) != getattr(ours, name):
+                raise ConfigError(
+                    f"transformer: {name} is {getattr(ours, name)}, but the tokenizer's is {getattr(theirs, name)}"
+                )
+        if class_names is not None and len(class_names) != ours.num_classes:
+            raise ConfigError(f"class_names: expected {ours.num_classes} names, got {len(class_names)}")
+        self.tokenizer = tokenizer.eval()
+        self.transformer = transformer.eval()
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.plan: CompressionPlan | None = None
+        self._engine: Engine | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.transformer.head.weight.device
+
+    @property
+    def engine(self) -> Engine:
+        """The transformer made ready to generate, with the plan applied; made when first needed."""
+        if self._engine is None:
+            self._engine = Engine(self.transformer, plan=self.plan)
+        return self._engine
+
+    def use(self, plan: CompressionPlan | None) -> None:
+        """Puts a plan in force, or none; :func:`~sparing.var.apply_` checks it first."""
+        self.plan, self._engine = plan, None
+
+    def to(self, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None) -> Self:
+        """Moves both parts to a device and a dtype.
+
+        Args:
+            device: None leaves them where they are.
+            dtype: float32 or bfloat16; float16 only on CUDA.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            ArgumentError: float16 on a CPU, where it is a thousand times slower than float32.
+        """
+        target = torch.device(device) if device is not None else self.device
+        if dtype == torch.float16 and target.type == "cpu":
+            raise ArgumentError("dtype: float16 is very slow on CPUs; take bfloat16 or float32")
+        self.tokenizer.to(device=target, dtype=dtype)
+        self.tokenizer.quantize.float()
+        self.transformer.to(device=target, dtype=dtype)
+        self._engine = None
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        class_labels: Sequence[int] | Tensor,
+        *,
+        guidance_scale: float = 1.5,
+        top_k: int = 900,
+        top_p: float = 0.96,
+        seed: int | None = 0,
+        generator: torch.Generator | None = None,
+    ) -> VAROutput:
+        """Draws one image for each label.
+
+        Args:
+            class_labels: (B,) integers in 0..num_classes − 1; num_classes draws without a class.
+            guidance_scale: strength of the guidance at the last scale, at least 0.
+            top_k: only the most likely codes; 0 for all, and at most as many as there are.
+            top_p: only the smallest set of codes with this share, 0 < p ≤ 1.
+            seed: of the draw; None draws anew each time.
+            generator: takes the seed's place.
+
+        Returns:
+            The images, and what they cost.
+
+        Raises:
+            ShapeError, DtypeError, ArgumentError: labels or settings out of range.
+        """
+        settings = SamplingSettings(guidance_scale, min(top_k, self.transformer.config.vocab_size), top_p)
+        settings.check(self.transformer.config.vocab_size)
+        labels = torch.as_tensor(class_labels, device=self.device)
+        if labels.dtype != torch.int64 and not labels.is_floating_point() and labels.dtype != torch.bool:
+            labels = labels.long()
+        if generator is None:
+            generator = torch.Generator(self.device)
+            generator.seed() if seed is None else generator.manual_seed(seed)
+        with PeakMemory(self.device) as memory:
+            start = time.perf_counter()
+            tokens, f_hat = self.engine.generate(labels, self.tokenizer.quantize, settings, generator)
+            images = self.decode(f_hat).cpu()
+            latency_s = time.perf_counter() - start
+        return VAROutput(images, [t.cpu() for t in tokens], latency_s, memory.peak_bytes)
+
+    @torch.inference_mode()
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Draws (B, z, p, p) summed-up codes as (B, 3, side, side) uint8."""
+        weight = self.tokenizer.post_quant_conv.weight
+        images = self.tokenizer.decode(f_hat.to(weight.dtype)).float()
+        return images.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        files, digests = {}, {}
+        for part, model in (("tokenizer", self.tokenizer), ("transformer", self.transformer)):
+            data = save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
+            digests[part] = hashlib.sha256(data).hexdigest()
+            # The digest in the name: an interrupted save leaves the old files and the settings that name them.
+            files[part] = f"{part}-{digests[part][:12]}.safetensors"
+            with replace_file(folder / files[part]) as file:
+                file.write(data)
+        if self.plan is not None:
+            self.plan.save(folder / _PLAN)
+        saved = _Saved(
+            schema_name=_SCHEMA,
+            version=_VERSION,
+            tokenizer=self.tokenizer.config,
+            transformer=self.transformer.config,
+            class_names=self.class_names,
+            files=files,
+            sha256=digests,
+        )
+        with replace_file(folder / _CONFIG) as file:
+            file.write(saved.model_dump_json(indent=1).encode() + b"\n")
+        if self.plan is None:
+            (folder / _PLAN).unlink(missing_ok=True)
+        for old in folder.glob("t*-????????????.safetensors"):
+            if old.name not in files.values():
+                old.unlink()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Any:
+        """Writes config.json, the weights as safetensors, and plan.json if a plan is in force.
+
+        A save that is killed leaves what was there before. Further options are those of ``huggingface_hub``.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        return super().save_pretrained(save_directory, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
+        """Loads a pipeline.
+
+        Args:
+            source: a folder that :meth:`save_pretrained` wrote, or ``"hf://OWNER/NAME"`` for one on the hub, the only
+                form that may use the network.
+            **options: ``dtype`` and ``device``; for the hub also those of ``huggingface_hub`` (``revision``, ...).
+
+        Returns:
+            The pipeline, with the saved plan in force.
+
+        Raises:
+            ArgumentError: no such folder.
+            FormatError: a file is missing, truncated or altered.
+            VersionError: written in a version that this release does not read.
+        """
+        name = os.fspath(source)
+        if not name.startswith(_HUB_PREFIX) and not Path(name).is_dir():
+            raise ArgumentError(f"source: no folder {name!r}; a model on the hub is named {_HUB_PREFIX}OWNER/NAME")
+        found: Self = super().from_pretrained(name.removeprefix(_HUB_PREFIX), **options)
+        return found
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **_options: Any,
+    ) -> Self:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(
+                snapshot_download(
+                    model_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+                )
+            )
+        saved = _read_saved(folder)
+        states = {}
+        for part in ("tokenizer", "transformer"):
+            file = folder / saved.files[part]
+            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != saved.sha256[part]:
+                raise FormatError(f"{file.name}: missing, truncated or altered; save or copy the folder again")
+            states[part] = read_state(file)
+        pipe = cls(
+            tokenizer_from(states["tokenizer"], config=saved.tokenizer),
+            transformer_from(states["transformer"], config=saved.transformer),
+            class_names=saved.class_names,
+        )
+        if dtype is not None or device is not None:
+            pipe.to(device, dtype=dtype)
+        if (folder / _PLAN).is_file():
+            from sparing.var.apply import apply_
+
+            apply_(pipe, load_plan(folder / _PLAN))
+        return pipe
+
+    @classmethod
+    def from_released(
+        cls,
+        transformer: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str],
+        *,
+        patch_nums: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Loads the files that the authors of VAR released, ``.pth`` or safetensors.
+
+        Args:
+            transformer: for example ``var_d16.pth``.
+            tokenizer: ``vae_ch160v4096z32.pth``.
+            patch_nums: side of each scale, where the transformer's is none of the released schedules.
+            dtype: of the weights; None leaves them (float32).
+            device: None for the CPU.
+
+        Raises:
+            FormatError, ConfigError, NonFiniteError: files that are damaged, of something else, or do not fit together.
+        """
+        model = transformer_from(read_state(transformer), patch_nums=patch_nums)
+        pipe = cls(tokenizer_from(read_state(tokenizer), patch_nums=model.config.patch_nums), model)
+        return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
+
+
+def _read_saved(folder: Path) -> _Saved:
+    try:
+        fields = json.loads((folder / _CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise FormatError(f"{folder.name}: no {_CONFIG}; give a folder that save_pretrained wrote") from None
+    except ValueError as error:
+        raise FormatError(f"{_CONFIG}: not JSON: {error}") from None
+    if not isinstance(fields, dict) or fields.get("schema_name") != _SCHEMA:
+        raise FormatError(f"{_CONFIG}: not a saved VARPipeline (schema_name is not {_SCHEMA!r})")
+    if fields.get("version") != _VERSION:
+        raise VersionError(f"{_CONFIG}: version {fields.get('version')!r} is not one that this release reads")
+    try:
+        saved = _Saved.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise FormatError(f"{_CONFIG}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+    if any(Path(name).name != name for name in saved.files.values()) or set(saved.files) != set(saved.sha256):
+        raise FormatError(f"{_CONFIG}: files: expected plain names with checksums")
+    return saved
+

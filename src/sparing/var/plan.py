@@ -1,0 +1,160 @@
+"""CompressionPlan: what is left out of a model, as a small value apart from it that is printed, saved and compared."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sparing.errors import FormatError, VersionError
+from sparing.runs.atomic import replace_file
+from sparing.var.config import VARConfig
+from sparing.var.windows import DENSE, Widths, first_windowed
+
+__all__ = ["CompressionPlan", "LinearFormat", "PrecisionPlan", "SharingPlan", "load_plan"]
+
+_VERSION: Literal[1] = 1
+_Bits = Annotated[int, Field(ge=2, le=8)]
+_Width = Annotated[int, Field(ge=DENSE)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SharingPlan(_Part):
+    """Where the unconditional branch takes the conditional branch's attention.
+
+    Attributes:
+        variant: ``"output"`` skips qkv, scores, values and proj for that half; ``"map"`` keeps its own values.
+        first_scale: for each layer the first scale that shares (all later ones do too), or None for none.
+    """
+
+    variant: Literal["output", "map"]
+    first_scale: tuple[Annotated[int, Field(ge=0)] | None, ...]
+
+
+class LinearFormat(_Part):
+    """Numbers of one linear layer.
+
+    Attributes:
+        weight_bits: of the weights, per output channel; None leaves them.
+        activation_bits: of the inputs, per token; None leaves them.
+        input_format: how inputs are rounded.
+        real: integer products (8 bits only); otherwise rounded numbers in the usual arithmetic (simulated).
+        hessian: weights rounded with regard to the calibration inputs.
+    """
+
+    weight_bits: _Bits | None = None
+    activation_bits: _Bits | None = None
+    input_format: Literal["uniform", "dual_range", "table"] = "uniform"
+    real: bool = False
+    hessian: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.real and (self.weight_bits, self.activation_bits, self.input_format) != (8, 8, "uniform"):
+            raise ValueError("real: integer products need 8-bit uniform weights and inputs")
+        return self
+
+
+class PrecisionPlan(_Part):
+    """Numbers of a model.
+
+    Attributes:
+        linears: from the name of a linear layer (``"blocks.3.fc1"``, ``"head"``) to its format; others are left.
+        kv_bits: of the cached keys and values; None leaves them.
+        attention_bits: of q, k, v and the softmax map (simulated); None leaves them.
+    """
+
+    linears: dict[str, LinearFormat] = {}
+    kv_bits: Literal[8] | None = None
+    attention_bits: _Bits | None = None
+
+
+class CompressionPlan(_Part):
+    """What is left out of one model.
+
+    Attributes:
+        schema_name, version: of the file.
+        model: the settings of the model that it was made for.
+        weights: fingerprint of that model's weights.
+        windows: for each layer, for each scale (segment, head) widths of :mod:`sparing.var.windows`, or None for a
+            scale that stays dense; None for no windows at all.
+        sharing: where attention is shared across guidance; None for nowhere.
+        precision: the numbers; None leaves all.
+        notes: how it was made and what was estimated, for people.
+    """
+
+    schema_name: Literal["sparing.var.plan"] = "sparing.var.plan"
+    version: Literal[1] = _VERSION
+    model: VARConfig
+    weights: str
+    windows: tuple[tuple[tuple[tuple[_Width, ...], ...] | None, ...], ...] | None = None
+    sharing: SharingPlan | None = None
+    precision: PrecisionPlan | None = None
+    notes: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        depth, scales = self.model.depth, len(self.model.patch_nums)
+        if self.sharing is not None and len(self.sharing.first_scale) != depth:
+            raise ValueError(f"sharing.first_scale: expected {depth} layers, got {len(self.sharing.first_scale)}")
+        if self.windows is None:
+            return self
+        if len(self.windows) != depth or any(len(layer) != scales for layer in self.windows):
+            raise ValueError(f"windows: expected {depth} layers of {scales} scales")
+        for layer in self.windows:
+            for scale, widths in enumerate(layer):
+                segments = scale + 1 - first_windowed(scale)
+                if widths is not None and (
+                    len(widths) != segments or any(len(row) != self.model.num_heads for row in widths)
+                ):
+                    raise ValueError(f"windows: expected ({segments}, {self.model.num_heads}) widths at scale {scale}")
+        return self
+
+    def widths(self, layer: int, scale: int) -> Widths | None:
+        """Returns (segments, heads) widths, or None where the scale stays dense."""
+        found = None if self.windows is None else self.windows[layer][scale]
+        return None if found is None else np.asarray(found, dtype=np.int64).reshape(-1, self.model.num_heads)
+
+    def shares(self, layer: int, scale: int) -> bool:
+        """Returns whether a layer's attention is shared at a scale."""
+        first = None if self.sharing is None else self.sharing.first_scale[layer]
+        return first is not None and scale >= first
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON, replacing the file as a whole.
+
+        Raises:
+            OSError: the file cannot be written; an older one is unchanged.
+        """
+        with replace_file(path) as file:
+            file.write(self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
+
+
+def load_plan(path: str | os.PathLike[str]) -> CompressionPlan:
+    """Reads a plan.
+
+    Raises:
+        FormatError: not a plan, or an altered one; names the field.
+        VersionError: a version that this release does not read.
+        OSError: the file cannot be read.
+    """
+    try:
+        fields = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{Path(path).name}: not a compression plan: {error}") from None
+    if not isinstance(fields, dict) or fields.get("schema_name") != "sparing.var.plan":
+        raise FormatError(f"{Path(path).name}: not a compression plan: schema_name is not 'sparing.var.plan'")
+    if fields.get("version") != _VERSION:
+        raise VersionError(
+            f"{Path(path).name}: plan version {fields.get('version')!r} is not one that this release reads ({_VERSION})"
+        )
+    try:
+        return CompressionPlan.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'plan'}: {e['msg']}" for e in error.errors())
+        raise FormatError(f"{Path(path).name}: {problems}") from None

@@ -1,0 +1,81 @@
+"""Guidance and the draw of tokens.
+
+K. Tian et al., *Visual Autoregressive Modeling*, 2024; classifier-free guidance whose strength grows with the scale.
+
+| paper's symbol | name here |
+|---|---|
+| cfg | ``guidance_scale`` |
+| t = cfg · s / (S − 1) | ``strength`` |
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparing.errors import ArgumentError
+
+__all__ = ["SamplingSettings", "guide", "sample_tokens"]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn.
+
+    Attributes:
+        guidance_scale: strength of the guidance at the last scale; 0 for none.
+        top_k: only the most likely codes; 0 for all, 1 for always the most likely.
+        top_p: only the smallest set of codes that holds this share, 0 < p ≤ 1; 1 for all.
+    """
+
+    guidance_scale: float = 1.5
+    top_k: int = 900
+    top_p: float = 0.96
+
+    def check(self, vocab_size: int) -> None:
+        """Refuses values that make no sense.
+
+        Raises:
+            ArgumentError: a value out of range.
+        """
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ArgumentError(f"guidance_scale: expected a finite number, at least 0, got {self.guidance_scale}")
+        if not 0 <= self.top_k <= vocab_size:
+            raise ArgumentError(f"top_k: expected 0 (all) to {vocab_size}, the number of codes, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ArgumentError(f"top_p: expected more than 0 and at most 1, got {self.top_p}")
+
+    def strength(self, scale: int, num_scales: int) -> float:
+        """Returns the guidance at a scale: 0 at the first, `guidance_scale` at the last."""
+        return self.guidance_scale * scale / max(num_scales - 1, 1)
+
+
+def guide(cond: Tensor, uncond: Tensor, strength: float) -> Tensor:
+    """Moves logits away from those without the class: (1 + t)·cond − t·uncond."""
+    return (1 + strength) * cond - strength * uncond
+
+
+def sample_tokens(logits: Tensor, settings: SamplingSettings, generator: torch.Generator | None) -> Tensor:
+    """Draws a code for each position.
+
+    Args:
+        logits: (B, n, V) float32.
+        settings: which codes may be drawn.
+        generator: on the logits' device; the same state gives the same tokens.
+
+    Returns:
+        (B, n) int64.
+    """
+    if settings.top_k == 1:
+        return logits.argmax(-1)
+    # Sorted once, and only what may be drawn at all.
+    count = settings.top_k or logits.shape[-1]
+    values, codes = logits.topk(count, dim=-1, sorted=True)
+    probabilities = values.softmax(-1)
+    if settings.top_p < 1:
+        # The codes before each hold less than p: then it belongs to the smallest set that holds p. The first always.
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= settings.top_p, 0)
+    drawn = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
+    return codes.flatten(0, 1).gather(1, drawn).view(logits.shape[:2])

@@ -1,0 +1,146 @@
+"""What a classifier says about images: logits, accuracy, and the features of its last layer but one."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sparing.errors import ArgumentError, DtypeError, ShapeError
+from sparing.vision._settings import Precision, resolve_precision
+from sparing.vision.augment import to_float
+from sparing.vision.datasets import ImageDataset
+
+__all__ = ["evaluate_classifier", "penultimate_features", "predict"]
+
+
+def predict(
+    model: nn.Module,
+    images: "npt.NDArray[np.uint8] | Tensor",
+    *,
+    batch_size: int = 500,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Classifies images. The model stays on its device and in its mode (training or not); batch norms use their means.
+
+    Args:
+        model: maps `n × 3 × h × w` floats in [−1, 1] to logits.
+        images: `n × 3 × h × w` uint8 array or tensor, one or more.
+        batch_size: images at a time, 1 or more.
+        precision: arithmetic; ``"auto"`` takes bfloat16 where the device computes it natively.
+
+    Returns:
+        Logits, `n × k` float32 on the CPU, without gradients.
+
+    Raises:
+        DtypeError: images that are not uint8.
+        ShapeError: other axes, no image, or a model whose answer is not one row an image.
+        ArgumentError: a batch size or precision out of range.
+    """
+    return _in_batches(model, model, images, batch_size, precision, what="logits")
+
+
+def evaluate_classifier(
+    model: nn.Module, dataset: ImageDataset, *, batch_size: int = 500, precision: Precision = "float32"
+) -> float:
+    """Measures top-1 accuracy.
+
+    Args:
+        model: as in :func:`predict`, with one logit a class of `dataset`.
+        dataset: images and their classes.
+        batch_size: images at a time, 1 or more.
+        precision: as in :func:`predict`.
+
+    Returns:
+        The share of images whose largest logit is that of their class, 0 to 1. NaN never counts as right.
+
+    Raises:
+        ShapeError: the model has another number of classes.
+        ArgumentError: a batch size or precision out of range.
+    """
+    logits = predict(model, dataset.images, batch_size=batch_size, precision=precision)
+    if logits.shape[1] != dataset.num_classes:
+        raise ShapeError(
+            f"model: expected {dataset.num_classes} logits an image for {dataset.name!r}, got {logits.shape[1]}"
+        )
+    # argmax takes NaN for the largest.
+    right = (logits.argmax(1).numpy() == dataset.labels) & logits.isfinite().all(1).numpy()
+    return float(right.mean())
+
+
+def penultimate_features(
+    model: nn.Module,
+    images: "npt.NDArray[np.uint8] | Tensor",
+    *,
+    batch_size: int = 500,
+    precision: Precision = "float32",
+) -> npt.NDArray[np.float32]:
+    """Gives what a classifier's last layer sees, for distances between sets of images.
+
+    Args:
+        model: has a method ``features(x)``, as :class:`~sparing.vision.ResNet`.
+        images: as in :func:`predict`.
+        batch_size: images at a time, 1 or more.
+        precision: as in :func:`predict`.
+
+    Returns:
+        `n × d` float32.
+
+    Raises:
+        DtypeError: images that are not uint8.
+        ShapeError: other axes, no image, or features that are not one row an image.
+        ArgumentError: a model without `features`, or a batch size or precision out of range.
+    """
+    features = getattr(model, "features", None)
+    # In other networks `features` is a module that gives feature maps.
+    if not callable(features) or isinstance(features, nn.Module):
+        raise ArgumentError(f"model: expected a method features(x), which {type(model).__name__} does not have")
+    return _in_batches(model, features, images, batch_size, precision, what="features").numpy()
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _in_batches(
+    model: nn.Module,
+    function: Callable[[Tensor], Any],
+    images: "npt.NDArray[np.uint8] | Tensor",
+    batch_size: int,
+    precision: Precision,
+    *,
+    what: str,
+) -> Tensor:
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size: expected 1 or more, got {batch_size}")
+    given: object = images
+    if not isinstance(given, np.ndarray | Tensor) or given.dtype not in (np.uint8, torch.uint8):
+        raise DtypeError(f"images: expected uint8, got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ShapeError(f"images: expected n × 3 × h × w with none of them 0, got shape {tuple(images.shape)}")
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    half = resolve_precision(precision, device) == "bfloat16"
+    rows = []
+    with (
+        _evaluation_mode(model),
+        torch.no_grad(),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=half),
+    ):
+        for start in range(0, len(images), batch_size):
+            x = to_float(images[start : start + batch_size], device).contiguous(memory_format=torch.channels_last)
+            out = function(x)
+            if out.ndim != 2 or len(out) != len(x):
+                raise ShapeError(f"model: expected {what} of shape ({len(x)}, d), got {tuple(out.shape)}")
+            rows.append(out.float().cpu())
+    return torch.cat(rows)

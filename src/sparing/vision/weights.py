@@ -1,0 +1,212 @@
+"""Trained classifiers as files: safetensors with the architecture inside, so that any of them opens by its path."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from sparing.errors import ArgumentError, DtypeError, FormatError, MissingExtraError, NonFiniteError, VersionError
+from sparing.runs.atomic import replace_file
+from sparing.vision.resnet import ResNet, ResNetConfig
+
+__all__ = ["SavedClassifier", "load_classifier", "save_classifier"]
+
+_SCHEMA: Literal["sparing.vision.classifier"] = "sparing.vision.classifier"
+_VERSION = 1  # 1: first
+# All in one entry: safetensors does not keep the order of several, and the same input is to give the same bytes.
+_ENTRY = "sparing"
+
+
+class _Description(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_name: Literal["sparing.vision.classifier"]
+    version: int
+    family: Literal["resnet"]
+    architecture: ResNetConfig
+    class_names: tuple[str, ...]
+    meta: dict[str, Any]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedClassifier:
+    """What a file holds.
+
+    Attributes:
+        model: in float32 on the CPU, in evaluation mode.
+        class_names: one name a class, or none.
+        meta: the JSON values that were saved with it.
+    """
+
+    model: ResNet
+    class_names: tuple[str, ...]
+    meta: dict[str, Any]
+
+
+def save_classifier(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    class_names: Sequence[str] = (),
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a classifier to one file, replacing it as a whole. The same input gives the same bytes.
+
+    Args:
+        path: the file; its folder must exist. Any reader of safetensors finds the weights in it.
+        model: a :class:`~sparing.vision.ResNet` with its own layers, in float32.
+        class_names: one name a class, or none.
+        meta: JSON values to keep with it, for example accuracy and how it was trained.
+
+    Raises:
+        ArgumentError: another kind of model, layers that were exchanged, another number of class names than classes, or
+            values that JSON cannot hold.
+        DtypeError: weights that are not float32.
+        NonFiniteError: a weight is NaN or infinite.
+        MissingExtraError: safetensors is not installed.
+        OSError: the disk is full, or the folder missing. An older file is unchanged.
+    """
+    safetensors = _safetensors()
+    if not isinstance(model, ResNet):
+        raise ArgumentError(f"model: expected a sparing.vision.ResNet, got {type(model).__name__}")
+    names = list(class_names)
+    if names and len(names) != model.config.num_classes:
+        raise ArgumentError(f"class_names: expected {model.config.num_classes} names or none, got {len(names)}")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    expected = _layout(model.config)
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if given != {name: shape for name, (shape, _) in expected.items()}:
+        odd = sorted(set(given.items()) ^ {(name, shape) for name, (shape, _) in expected.items()})
+        raise ArgumentError(
+            f"model: its weights are not those of its architecture, as exchanged layers make it: {odd[:4]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype != expected[name][1]:
+            raise DtypeError(f"model: {name}: expected {expected[name][1]}, got {tensor.dtype}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(f"model: {name} holds NaN or infinity")
+    document = {
+        "schema_name": _SCHEMA,
+        "version": _VERSION,
+        "family": "resnet",
+        "architecture": model.config.model_dump(mode="json"),
+        "class_names": names,
+        "meta": dict(meta or {}),
+    }
+    try:
+        document["sha256"] = _digest(document, tensors)
+        text = json.dumps(document, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"class_names, meta: expected values that JSON can hold: {error}") from error
+    raw = safetensors.torch.save(tensors, metadata={_ENTRY: text})
+    with replace_file(path) as file:
+        file.write(raw)
+
+
+def load_classifier(path: str | os.PathLike[str]) -> SavedClassifier:
+    """Reads a file of :func:`save_classifier`, whatever its architecture. Nothing is allocated beyond the file's size.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model and what was saved with it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: the file is truncated, altered or of another kind, or its weights do not fit its architecture.
+        VersionError: it was written in a version that this release does not read.
+        NonFiniteError: a weight is NaN or infinite.
+        MissingExtraError: safetensors is not installed.
+    """
+    safetensors = _safetensors()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            document = _parse((file.metadata() or {}).get(_ENTRY), path)
+            description = _validated(document, path)
+            _check_layout(file, description.architecture, path)
+            # Copies: what safetensors gives are views of the file, which may be replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{path}: not a file of safetensors, or truncated: {error}") from error
+    if _digest({key: value for key, value in document.items() if key != "sha256"}, tensors) != description.sha256:
+        raise FormatError(f"{path}: was altered: its checksum does not match; restore it from a copy")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(f"{path}: {name} holds NaN or infinity")
+    model = _empty(description.architecture)
+    model.load_state_dict(tensors, assign=True)
+    return SavedClassifier(model=model.eval(), class_names=description.class_names, meta=description.meta)
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingExtraError("safetensors", extra="vision", purpose="a classifier's file") from error
+    return safetensors
+
+
+def _empty(config: ResNetConfig) -> ResNet:
+    with torch.device("meta"):
+        return ResNet(config)
+
+
+def _layout(config: ResNetConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {name: (tuple(t.shape), t.dtype) for name, t in _empty(config).state_dict().items()}
+
+
+def _check_layout(file: Any, config: ResNetConfig, path: object) -> None:
+    expected = _layout(config)
+    names = set(file.keys())
+    if names != set(expected):
+        odd = sorted(names ^ set(expected))
+        raise FormatError(f"{path}: its weights are not those of its architecture: {odd[:5]}")
+    types = {torch.float32: "F32", torch.int64: "I64"}
+    for name, (shape, dtype) in expected.items():
+        entry = file.get_slice(name)
+        if tuple(entry.get_shape()) != shape or entry.get_dtype() != types[dtype]:
+            got = f"{entry.get_dtype()} of shape {tuple(entry.get_shape())}"
+            raise FormatError(f"{path}: {name}: expected {types[dtype]} of shape {shape}, got {got}")
+
+
+def _parse(text: str | None, path: object) -> dict[str, Any]:
+    try:
+        document = json.loads(text or "null")
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: its description is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("schema_name") != _SCHEMA:
+        raise FormatError(f"{path}: was not written by save_classifier: it has no description of a classifier")
+    return document
+
+
+def _validated(document: dict[str, Any], path: object) -> _Description:
+    if document.get("version") != _VERSION:
+        raise VersionError(
+            f"{path}: is in version {document.get('version')!r}, expected {_VERSION}: "
+            "read it with the release of sparing that wrote it"
+        )
+    try:
+        return _Description.model_validate(document)
+    except ValidationError as error:
+        raise FormatError(f"{path}: its description is not that of a classifier: {error}") from error
+
+
+def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

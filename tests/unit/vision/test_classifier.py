@@ -1,0 +1,260 @@
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs sparing[vision]")
+pytest.importorskip("safetensors", reason="needs sparing[vision]")
+
+from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, NonFiniteError, ShapeError  # noqa: E402
+from sparing.vision import (  # noqa: E402
+    ClassifierTrainingConfig,
+    ImageDataset,
+    ResNet,
+    ResNetConfig,
+    evaluate_classifier,
+    penultimate_features,
+    predict,
+    resnet8,
+    train_classifier_,
+)
+from sparing.vision.classifier_config import learning_rate_at  # noqa: E402
+
+CONFIG = ClassifierTrainingConfig(epochs=3, batch_size=10, learning_rate=0.05, crop_padding=2, precision="float32")
+
+
+def change(**fields):
+    return CONFIG.model_copy(update=fields)
+
+
+def tiny(seed=0):
+    return ResNet(ResNetConfig(layers=(1, 1), width=4, num_classes=3, stem="cifar"), seed=seed)
+
+
+class WithDropout(torch.nn.Module):
+    """The pooled colours, a layer and dropout: draws from torch's global generator in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = tiny()
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(self.body(x))
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(stage, done, total):
+        if done == step:
+            raise StopError
+
+    return progress
+
+
+def test_it_learns(squares):
+    model = tiny()
+    calls = []
+    result = train_classifier_(
+        model,
+        squares,
+        config=change(epochs=6),
+        validation=squares,
+        progress=lambda *call: calls.append(call),
+    )
+    assert evaluate_classifier(model, squares) == result.validation_accuracy > 0.9
+    assert not model.training
+    assert (result.steps, result.resumed_step, result.precision) == (24, 0, "float32")
+    assert [epoch.epoch for epoch in result.history] == list(range(6))
+    assert result.history[-1].train_loss < result.history[0].train_loss
+    assert calls == [("training", step, 24) for step in range(1, 25)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [tiny, WithDropout])
+def test_an_interrupted_training_ends_bit_for_bit_the_same(squares, tmp_path, precision, make):
+    config = change(precision=precision, checkpoint_steps=3)
+    whole = make()
+    torch.manual_seed(1)
+    expected = train_classifier_(whole, squares, config=config, validation=squares)
+    for stop in (2, 5, 8, 11):  # before the first checkpoint, and in the middle of each epoch
+        with pytest.raises(StopError):
+            train_classifier_(
+                make(),
+                squares,
+                config=config,
+                checkpoint_folder=tmp_path / "run",
+                validation=squares,
+                progress=stop_at(stop),
+            )
+        torch.manual_seed(stop)
+    model = make()
+    result = train_classifier_(model, squares, config=config, checkpoint_folder=tmp_path / "run", validation=squares)
+    assert result.resumed_step == 9
+    assert result.history == expected.history
+    assert_equal(weights(whole), weights(model))
+    # A finished training is there at once, into whatever weights.
+    again = make()
+    assert train_classifier_(again, squares, config=config, checkpoint_folder=tmp_path / "run").resumed_step == 12
+    assert_equal(weights(whole), weights(again))
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_chance_alone(squares):
+    models = [tiny(), tiny(), tiny()]
+    before = torch.get_rng_state()
+    train_classifier_(models[0], squares, config=CONFIG)
+    assert torch.equal(torch.get_rng_state(), before)
+    train_classifier_(models[1], squares, config=change(checkpoint_steps=1))
+    train_classifier_(models[2], squares, config=change(seed=1))
+    assert_equal(weights(models[0]), weights(models[1]))
+    assert not torch.equal(models[0].conv1.weight, models[2].conv1.weight)
+
+
+def test_a_folder_belongs_to_its_training(squares, tmp_path):
+    def train(model=None, data=squares, config=CONFIG):
+        return train_classifier_(model or tiny(), data, config=config, checkpoint_folder=tmp_path / "run")
+
+    train()
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: saved 0\.05, now 0\.1"):
+        train(config=change(learning_rate=0.1))
+    with pytest.raises(ConfigError, match=r"training\.precision: saved 'float32', now 'bfloat16'"):
+        train(config=change(precision="bfloat16"))
+    with pytest.raises(ConfigError, match=r"model\.num_parameters"):
+        train(resnet8(num_classes=3))
+    other = ImageDataset(255 - squares.images, squares.labels, squares.class_names, squares.name)
+    with pytest.raises(ConfigError, match=r"dataset\.images_crc32"):
+        train(data=other)
+    file = next((tmp_path / "run").glob("gen-*/tensors.safetensors"))
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(FormatError, match="altered"):
+        train()
+
+
+def test_a_loss_that_is_not_finite(squares, tmp_path):
+    model = tiny()
+    with torch.no_grad():
+        model.fc.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="the loss is nan at step 0"):
+        train_classifier_(model, squares, config=CONFIG, checkpoint_folder=tmp_path)
+    assert not (tmp_path / "CURRENT").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(squares, tmp_path):
+    config = change(learning_rate=1e38, warmup=0.0, checkpoint_steps=1)
+    with pytest.raises(NonFiniteError, match=r"lower learning_rate, 1e\+38 now"):
+        train_classifier_(tiny(), squares, config=config, checkpoint_folder=tmp_path)
+
+
+def test_bad_arguments_leave_the_model_alone(squares):
+    model = tiny()
+    before = weights(model)
+    with pytest.raises(ArgumentError, match="batch_size"):
+        train_classifier_(model, squares, config=change(batch_size=49))
+    with pytest.raises(ArgumentError, match=r"crop_padding: expected less than the 12 pixels"):
+        train_classifier_(model, squares, config=change(crop_padding=12))
+    other = ImageDataset(squares.images, squares.labels, class_names=("a", "b", "c"), name="other")
+    with pytest.raises(ArgumentError, match="validation"):
+        train_classifier_(model, squares, config=CONFIG, validation=other)
+    with pytest.raises(ArgumentError, match="model"):
+        train_classifier_(torch.nn.Flatten(), squares, config=CONFIG)
+    assert_equal(before, weights(model))
+    assert model.training
+    with pytest.raises(ShapeError, match=r"expected logits of shape \(10, 3\) for 'squares', got \(10, 10\)"):
+        train_classifier_(resnet8(width=4), squares, config=CONFIG)
+
+
+def test_config_is_checked():
+    for fields in (
+        {"epochs": 0},
+        {"momentum": 1.0},
+        {"learning_rate": float("nan")},
+        {"precision": "float16"},
+        {"x": 1},
+    ):
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            ClassifierTrainingConfig(**fields)
+
+
+def test_the_rate_rises_and_falls():
+    config = change(learning_rate=1.0, warmup=0.25)
+    rates = [learning_rate_at(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 25)
+    assert rates[25] == max(rates) == 1.0
+    assert rates[:26] == sorted(rates[:26])
+    assert rates[25:] == sorted(rates[25:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    assert learning_rate_at(config, 100, 100) == pytest.approx(0)
+    assert learning_rate_at(change(learning_rate=1.0, warmup=0.0), 0, 10) == 1.0
+
+
+# --- inference
+
+
+def test_predict_and_features_do_not_depend_on_the_batches(squares):
+    model = tiny()
+    model.layer1.eval()
+    logits = predict(model, squares.images)
+    assert logits.shape == (48, 3)
+    assert logits.dtype == torch.float32
+    assert torch.allclose(predict(model, torch.from_numpy(squares.images), batch_size=7), logits, atol=1e-5)
+    assert model.training
+    assert not model.layer1.training
+    features = penultimate_features(model, squares.images, batch_size=5)
+    assert isinstance(features, np.ndarray)
+    assert features.dtype == np.float32
+    assert features.shape == (48, 8)
+    assert np.allclose(model.fc(torch.from_numpy(features)).detach(), logits, atol=1e-5)
+    half = predict(model, squares.images, precision="bfloat16")
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, logits, atol=0.1)
+
+
+def test_accuracy_counts_the_right_answers(squares):
+    class Answers(torch.nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits, self.start = logits, 0
+
+        def forward(self, x):
+            self.start += len(x)
+            return self.logits[self.start - len(x) : self.start]
+
+    logits = torch.nn.functional.one_hot(torch.from_numpy(squares.labels), 3).float()
+    assert evaluate_classifier(Answers(logits), squares) == 1
+    logits[:12] = logits[:12].roll(1, dims=1)
+    assert evaluate_classifier(Answers(logits), squares, batch_size=5) == 0.75
+    logits[12:24] = float("nan")
+    assert evaluate_classifier(Answers(logits), squares) == 0.5
+    with pytest.raises(ShapeError, match="expected 3 logits"):
+        evaluate_classifier(Answers(torch.zeros(48, 4)), squares)
+    with pytest.raises(ShapeError, match="expected logits of shape"):
+        evaluate_classifier(Answers(torch.zeros(48)), squares)
+
+
+def test_bad_images(squares):
+    model = tiny()
+    with pytest.raises(DtypeError, match="uint8"):
+        predict(model, squares.images.astype(np.float32))
+    with pytest.raises(ShapeError):
+        predict(model, squares.images[:0])
+    with pytest.raises(ShapeError):
+        predict(model, squares.images[0])
+    with pytest.raises(ArgumentError, match="batch_size"):
+        predict(model, squares.images, batch_size=0)
+    with pytest.raises(ArgumentError, match="precision"):
+        predict(model, squares.images, precision="float16")
+    with pytest.raises(ArgumentError, match=r"features\(x\), which Linear does not have"):
+        penultimate_features(torch.nn.Linear(3, 3), squares.images)
