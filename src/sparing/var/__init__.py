@@ -1,2 +1,3 @@
 """Visual autoregressive image generation."""
+
 __all__: list[str] = []

@@ -222,7 +222,8 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], *, dtype: torch.d
             shown = ", ".join(sorted(names)[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN))
             raise FormatError(f"state: {shown} {what} in a {type(model).__name__} of these settings")
     ready = {}
-    for name, tensor in state.items():
+    for name, given in state.items():
+        tensor = given
         if tensor.shape != expected[name].shape:
             raise FormatError(f"{name}: expected shape {tuple(expected[name].shape)}, got {tuple(tensor.shape)}")
         if tensor.is_floating_point() != expected[name].is_floating_point():

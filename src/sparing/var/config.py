@@ -82,7 +82,7 @@ class TokenizerConfig(_Config):
     @property
     def downsampling(self) -> int:
         """Image pixels a latent pixel, along one side."""
-        return 2 ** (len(self.ch_mult) - 1)
+        return 1 << (len(self.ch_mult) - 1)
 
     @property
     def image_size(self) -> int:

@@ -1,11 +1,11 @@
 """Runs a transformer scale by scale: the one path for drawing images, for measuring and for what is left out.
 
-Exact savings, always on: the class's adaptive norms once an image instead of once a scale (they do not change), and once
-for all images without a class; keys and values in memory taken once, in the dtype of the arithmetic; weights cast once;
-no logits without the class where guidance is zero. Lossy ones come from a :class:`~sparing.var.plan.CompressionPlan`.
+Exact savings, always on: the class's adaptive norms once an image instead of once a scale (they do not change), and
+once for all images without a class; keys and values in memory taken once, in the dtype of the arithmetic; weights cast
+once; no logits without the class where guidance is zero. Lossy ones come from a :class:`~sparing.var.plan.CompressionPlan`.
 
-R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024. Letters as in ``transformer.py``; R rows = B, or 2·B with guidance: first
-the images with their class, then without.
+R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024. Letters as in ``transformer.py``; R rows = B, or 2·B with guidance:
+first the images with their class, then without.
 """
 
 import math
@@ -65,6 +65,8 @@ class EngineState:
 class _Layer(nn.Module):
     """One block's linear layers in their formats, and its attention for each scale."""
 
+    factors: Tensor | None
+
     def __init__(self, block: Block, index: int, *, dtype: torch.dtype, plan: CompressionPlan | None) -> None:
         super().__init__()
         attention = block.attn
@@ -94,8 +96,8 @@ class _Layer(nn.Module):
     def modulation(self, block: Block, condition: Tensor) -> Tensor:
         if self.ada is None:
             return block.modulation(condition).flatten(1, 2)
-        out: Tensor = self.ada(F.silu(condition).to(self.dtype))
-        return out.unflatten(-1, (6, -1)).float()
+        six: Tensor = self.ada(F.silu(condition).to(self.dtype)).unflatten(-1, (6, -1)).float()
+        return six
 
     def forward(self, x: Tensor, state: EngineState, scale: int) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = state.modulations[self.index]
@@ -106,17 +108,16 @@ class _Layer(nn.Module):
 
     def _attention(self, x: Tensor, state: EngineState, scale: int) -> Tensor:
         plan, caches = self.plan, state.caches[self.index]
-        shares = state.guided and plan is not None and plan.shares(self.index, scale)
-        if not shares:
+        sharing = plan.sharing if plan is not None and state.guided and plan.shares(self.index, scale) else None
+        if sharing is None:
             q, k, v = self._qkv(x)
             if len(caches) == 1:
                 return self._out(self._attend(q, *caches[0].extend(k, v), scale))
             halves = zip(caches, q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
             return self._out(torch.cat([self._attend(q_, *c.extend(k_, v_), scale) for c, q_, k_, v_ in halves]))
-        assert plan is not None and plan.sharing is not None  # noqa: S101 (for the type checker: `shares` says so)
         cond, uncond = x.chunk(2)
         q, k, v = self._qkv(cond)
-        if plan.sharing.variant == "output":
+        if sharing.variant == "output":
             out = self._out(self._attend(q, *caches[0].extend(k, v), scale))
             return torch.cat([out, out])
         keys, values = caches[0].extend(k, v)
@@ -186,7 +187,7 @@ class Engine(nn.Module):
         self, transformer: VARTransformer, *, plan: CompressionPlan | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.config = config = transformer.config
+        self.config = transformer.config
         self.plan = plan
         self.dtype = dtype or transformer.head.weight.dtype
         formats = {} if plan is None or plan.precision is None else plan.precision.linears
@@ -194,8 +195,7 @@ class Engine(nn.Module):
         object.__setattr__(self, "transformer", transformer)
         self.transformer: VARTransformer
         self.layers = nn.ModuleList(
-            _Layer(block, i, dtype=self.dtype, plan=plan)  # type: ignore[arg-type]
-            for i, block in enumerate(transformer.blocks)
+            _Layer(block, i, dtype=self.dtype, plan=plan) for i, block in enumerate(transformer.layers())
         )
         self.word_embed = make_linear(
             transformer.word_embed.weight, transformer.word_embed.bias, formats.get("word_embed"), dtype=self.dtype
@@ -223,16 +223,14 @@ class Engine(nn.Module):
         rows = torch.cat([labels, torch.full_like(labels, config.num_classes)]) if guided else labels
         classes, where = torch.unique(rows, return_inverse=True)
         embedding, condition = (t.float() for t in model.condition(classes))
-        modulations = []
+        modulations: list[tuple[Tensor, ...]] = []
         for layer, block in zip(self.layers, model.blocks, strict=True):
             six = layer.modulation(block, condition)[where].unsqueeze(1)  # type: ignore[operator]
             gamma1, gamma2, scale1, scale2, shift1, shift2 = six.float().unbind(2)
             modulations.append((gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2))
         scale, shift = model.head_nm.ada_lin(embedding.to(model.head.weight.dtype)).float().chunk(2, -1)
         start = embedding[where][:, None] + model.pos_start.float() + self.places[:, : config.scale_sizes[0]]
-        state = EngineState(
-            len(labels), guided, modulations, (1 + scale[where][:, None], shift[where][:, None]), start
-        )
+        state = EngineState(len(labels), guided, modulations, (1 + scale[where][:, None], shift[where][:, None]), start)
         state.caches = [self._layer_caches(i, state, labels.device) for i in range(config.depth)]
         return state
 
@@ -284,7 +282,7 @@ class Engine(nn.Module):
     def embed(self, inputs: Tensor, state: EngineState) -> Tensor:
         """Turns the next scale's averages of f_hat, (B, n, z), into its tokens, (R, n, C)."""
         begin, end = self.config.scale_starts[state.scale : state.scale + 2]
-        x = self.word_embed(inputs.to(self.dtype)).float() + self.places[:, begin:end]
+        x: Tensor = self.word_embed(inputs.to(self.dtype)).float() + self.places[:, begin:end]
         return x.repeat(2, 1, 1) if state.guided else x
 
     @torch.inference_mode()
@@ -378,5 +376,5 @@ def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def _unit(x: Tensor, factors: Tensor | None) -> Tensor:
     """Vectors of length 1, times a factor per head."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(_TINY)
-    inverse = length.reciprocal_() if factors is None else factors / length
+    inverse: Tensor = length.reciprocal_() if factors is None else factors / length
     return x * inverse.to(x.dtype)

@@ -65,7 +65,7 @@ class _Saved(BaseModel):
 
 
 def weights_fingerprint(transformer: VARTransformer) -> str:
-    """Returns 16 hexadecimal digits that tell models apart: of all names and shapes, and of numbers from each tensor."""
+    """Returns 16 hexadecimal digits that tell models apart: of names, shapes, and numbers from each tensor."""
     digest = hashlib.sha256()
     for name, parameter in sorted(transformer.named_parameters()):
         flat = parameter.detach().flatten()
@@ -75,7 +75,7 @@ def weights_fingerprint(transformer: VARTransformer) -> str:
     return digest.hexdigest()[:16]
 
 
-class VARPipeline(ModelHubMixin):  # type: ignore[misc]
+class VARPipeline(ModelHubMixin):
     """Draws images of classes.
 
     Args:
@@ -231,7 +231,7 @@ class VARPipeline(ModelHubMixin):  # type: ignore[misc]
         Raises:
             OSError: the folder cannot be written.
         """
-        return super().save_pretrained(save_directory, **options)
+        return super().save_pretrained(Path(save_directory), **options)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
@@ -275,7 +275,11 @@ class VARPipeline(ModelHubMixin):  # type: ignore[misc]
 
             folder = Path(
                 snapshot_download(
-                    model_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+                    model_id,
+                    revision=revision,
+                    cache_dir=None if cache_dir is None else Path(cache_dir),
+                    local_files_only=local_files_only,
+                    token=token,
                 )
             )
         saved = _read_saved(folder)
@@ -343,4 +347,3 @@ def _read_saved(folder: Path) -> _Saved:
     if any(Path(name).name != name for name in saved.files.values()) or set(saved.files) != set(saved.sha256):
         raise FormatError(f"{_CONFIG}: files: expected plain names with checksums")
     return saved
-

@@ -103,7 +103,9 @@ class MultiScaleQuantizer(nn.Module):
             (n,) int64; the first of equally near codes.
         """
         codes = self.embedding.weight
-        distance = torch.addmm(vectors.square().sum(1, keepdim=True) + codes.square().sum(1), vectors, codes.T, alpha=-2)
+        distance = torch.addmm(
+            vectors.square().sum(1, keepdim=True) + codes.square().sum(1), vectors, codes.T, alpha=-2
+        )
         return distance.argmin(1)
 
     def upsampled(self, tokens: Tensor, scale: int) -> Tensor:

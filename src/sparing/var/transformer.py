@@ -4,11 +4,13 @@ K. Tian et al., *Visual Autoregressive Modeling*, 2024, section 3.3. Names of pa
 Generation, with its cache and everything that saves work, is in ``engine.py``; this module computes all scales at once
 and is the plain form that the engine is compared with.
 
-Letters: B images, L tokens of an image (all scales), C ``embed_dim``, H ``num_heads``, D ``head_dim``, z ``z_channels``,
-V ``vocab_size``.
+Letters: B images, L tokens of an image (all scales), C ``embed_dim``, H ``num_heads``, D ``head_dim``,
+z ``z_channels``, V ``vocab_size``.
 """
 
 import math
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +86,7 @@ class Attention(nn.Module):
 
 
 def attention_factors(attention: Attention) -> tuple[Tensor | None, float]:
-    """Returns the factor of normalised q, (1, H, 1, 1), or None where q and k stay as they are; and the softmax scale."""
+    """Returns the factor of normalised q, (1, H, 1, 1), or None where q and k stay; and the softmax's own scale."""
     if attention.l2_norm:
         return attention.scale_mul_1H11.clamp_max(_MAX_LOG_SCALE).exp(), 1.0
     return None, 0.25 / math.sqrt(attention.head_dim)
@@ -129,8 +131,8 @@ class Block(nn.Module):
         """
         if self.shared_adaln:
             return self.ada_gss + condition
-        out: Tensor = self.ada_lin(condition)
-        return out.unflatten(-1, (1, 6, -1))
+        six: Tensor = self.ada_lin(condition).unflatten(-1, (1, 6, -1))
+        return six
 
     def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
         """Maps (B, L, C) to (B, L, C)."""
@@ -158,7 +160,7 @@ class VARTransformer(nn.Module):
         seed: of the initial weights.
     """
 
-    lvl_1L: Tensor
+    lvl_1L: Tensor  # noqa: N815 (the released files' name)
 
     def __init__(self, config: VARConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -191,16 +193,20 @@ class VARTransformer(nn.Module):
             elif "ada_gss" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         self.head.weight.mul_(_HEAD_GAIN)
-        for norm in [self.head_nm.ada_lin, *(b.ada_lin for b in self.blocks if not b.shared_adaln)]:
-            norm[-1].weight.mul_(_ADALN_GAIN)  # type: ignore[index, operator]
-        for block in self.blocks:
+        cast(nn.Linear, self.head_nm.ada_lin[1]).weight.mul_(_ADALN_GAIN)
+        depth_gain = math.sqrt(2 * self.config.depth)
+        for block in self.layers():
             if block.shared_adaln:
-                block.ada_gss[:, :, :2].mul_(_GAMMA_GAIN)  # type: ignore[index, union-attr]
+                block.ada_gss[:, :, :2].mul_(_GAMMA_GAIN)
             else:
-                block.ada_lin[-1].weight[: 2 * self.config.embed_dim].mul_(_GAMMA_GAIN)  # type: ignore[index, union-attr]
-            depth_gain = math.sqrt(2 * self.config.depth)
-            block.attn.proj.weight.div_(depth_gain)  # type: ignore[union-attr, operator]
-            block.ffn.fc2.weight.div_(depth_gain)  # type: ignore[union-attr, operator]
+                weight = cast(nn.Linear, block.ada_lin[1]).weight.mul_(_ADALN_GAIN)
+                weight[: 2 * self.config.embed_dim].mul_(_GAMMA_GAIN)
+            block.attn.proj.weight.div_(depth_gain)
+            block.ffn.fc2.weight.div_(depth_gain)
+
+    def layers(self) -> Iterator[Block]:
+        """Yields the blocks, first to last."""
+        return (cast(Block, block) for block in self.blocks)
 
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds classes.
@@ -223,7 +229,7 @@ class VARTransformer(nn.Module):
         return levels + self.pos_1LC
 
     def mask(self) -> Tensor:
-        """Returns which tokens (L, L) see which when all scales are computed at once: their own scale and those before."""
+        """Returns which tokens (L, L) see which, all scales at once: their own scale and those before."""
         return self.lvl_1L[0, :, None] >= self.lvl_1L[0, None, :]
 
     def logits(self, x: Tensor, embedding: Tensor) -> Tensor:

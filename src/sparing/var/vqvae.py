@@ -274,5 +274,3 @@ class VQVAE(nn.Module):
     def num_parameters(self) -> int:
         """Number of trained values."""
         return sum(p.numel() for p in self.parameters())
-
-

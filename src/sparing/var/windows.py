@@ -1,12 +1,12 @@
-"""Multi-diagonal windowed attention: which pairs of tokens each head keeps, and how the windows are found.
+r"""Multi-diagonal windowed attention: which pairs of tokens each head keeps, and how the windows are found.
 
 R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024, section 4.1. The queries of a scale see one *segment* of keys for
-each scale so far. The oldest segments, the sink, stay visible; in the newer ones a query keeps a band of keys around the
-place in raster order that corresponds to its own.
+each scale so far. The oldest segments, the sink, stay visible; in the newer ones a query keeps a band of keys around
+the place in raster order that corresponds to its own.
 
 | paper's symbol | name here |
 |---|---|
-| w | ``width``: keep (i, j) iff \\|i·N_k/N_q − j\\| < w |
+| w | ``width``: keep (i, j) iff \|i·N_k/N_q − j\| < w |
 | τ | ``tau``: share of a segment's attention that its window must hold |
 """
 
@@ -49,7 +49,8 @@ def band(num_queries: int, num_keys: int, width: int) -> npt.NDArray[np.bool_]:
 
 def _distance(num_queries: int, num_keys: int) -> npt.NDArray[np.float64]:
     centres = np.arange(num_queries) * (num_keys / num_queries)
-    return np.abs(centres[:, None] - np.arange(num_keys))
+    distance: npt.NDArray[np.float64] = np.abs(centres[:, None] - np.arange(num_keys))
+    return distance
 
 
 def _check(patch_nums: Sequence[int], scale: int, widths: Widths) -> None:

@@ -185,7 +185,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.trained.values(), config.clip_norm)
         self.optimizer.step()
         self._average()
@@ -214,9 +214,7 @@ class _Run:
         named = {f"optimizer/{name}": t for name, t in tensors.items()}
         named |= {f"model/{name}": t for name, t in self.model.state_dict().items()}
         named |= {f"ema/{name}": t for name, t in self.ema.items()}
-        self.folder.save(
-            self.step, named, {"optimizer": optimizer_state, "history": self.history, "sums": self.sums}
-        )
+        self.folder.save(self.step, named, {"optimizer": optimizer_state, "history": self.history, "sums": self.sums})
         self.saved_step = self.step
 
 

@@ -137,5 +137,3 @@ def _revive_(quantizer: MultiScaleQuantizer, model: VQVAE, batch: Tensor, genera
         quantizer.embedding.weight[rows] = found[picks].to(quantizer.embedding.weight.dtype)
     # They count as used until the averages say otherwise.
     quantizer.ema_vocab_hit_SV[:, dead] = quantizer.ema_vocab_hit_SV.mean(1, keepdim=True)
-
-

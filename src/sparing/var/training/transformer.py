@@ -1,4 +1,4 @@
-"""Trains the transformer: cross-entropy over all tokens of all scales, with the right tokens of earlier scales given."""
+"""Trains the transformer: cross-entropy over the tokens of all scales, the right tokens of earlier scales given."""
 
 import os
 from collections.abc import Mapping
