@@ -1,8 +1,8 @@
 """Runs a transformer scale by scale: the one path for drawing images, for measuring and for what is left out.
 
 Exact savings, always on: the class's adaptive norms once an image instead of once a scale (they do not change), and
-once for all images without a class; keys and values in memory taken once, in the dtype of the arithmetic; weights cast
-once; no logits without the class where guidance is zero. Lossy ones come from a :class:`~sparing.var.plan.CompressionPlan`.
+once for all images without a class; keys and values in memory taken once, in the dtype of the arithmetic; weights
+cast once; no logits without the class where guidance is zero. Lossy ones come from a plan.
 
 R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024. Letters as in ``transformer.py``; R rows = B, or 2·B with guidance:
 first the images with their class, then without.
@@ -112,19 +112,19 @@ class _Layer(nn.Module):
         if sharing is None:
             q, k, v = self._qkv(x)
             if len(caches) == 1:
-                return self._out(self._attend(q, *caches[0].extend(k, v), scale))
+                return self._out(self._attend(q, *caches[0].extend(k, v), scale), scale)
             halves = zip(caches, q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
-            return self._out(torch.cat([self._attend(q_, *c.extend(k_, v_), scale) for c, q_, k_, v_ in halves]))
+            return self._out(torch.cat([self._attend(q_, *c.extend(k_, v_), scale) for c, q_, k_, v_ in halves]), scale)
         cond, uncond = x.chunk(2)
         q, k, v = self._qkv(cond)
         if sharing.variant == "output":
-            out = self._out(self._attend(q, *caches[0].extend(k, v), scale))
+            out = self._out(self._attend(q, *caches[0].extend(k, v), scale), scale)
             return torch.cat([out, out])
         keys, values = caches[0].extend(k, v)
         own = self._values(uncond)
         _, others = caches[1].extend(own, own)
         both = self._attend(q, keys, torch.cat([values, others], -1), scale)
-        return self._out(torch.cat(both.chunk(2, -1)))
+        return self._out(torch.cat(both.chunk(2, -1)), scale)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv: Tensor = self.qkv(x)
@@ -157,8 +157,10 @@ class _Layer(nn.Module):
             weights = self.rounding(weights)
         return weights.to(v.dtype) @ v
 
-    def _out(self, attended: Tensor) -> Tensor:
+    def _out(self, attended: Tensor, scale: int) -> Tensor:
         out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        if self.observer is not None:
+            self.observer(self.index, scale, {"output": out})
         return out
 
     def _mask(self, scale: int, device: torch.device) -> Tensor | None:
@@ -358,7 +360,12 @@ class Engine(nn.Module):
             yield self.logits(self.step(state, x), state)
 
     def watch(self, observer: Observer | None) -> None:
-        """Shows every attention map, (R, H, n, m) float32, to an observer; None ends it. Slower while it lasts."""
+        """Shows what attention does to an observer, each in a call of its own; slower while it lasts.
+
+        Args:
+            observer: gets ``{"map": (R, H, n, m) float32}`` and ``{"output": (R, n, C)}``, the latter after proj; None
+                ends it.
+        """
         for layer in self.layers:
             layer.observer = observer  # type: ignore[assignment]
 

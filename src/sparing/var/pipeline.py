@@ -28,7 +28,8 @@ from sparing.var.vqvae import VQVAE
 
 __all__ = ["VAROutput", "VARPipeline", "weights_fingerprint"]
 
-_CONFIG, _PLAN = "config.json", "plan.json"
+_CONFIG, _CARD = "config.json", "README.md"
+_PARTS = ("tokenizer", "transformer")
 _SCHEMA: Literal["sparing.var.pipeline"] = "sparing.var.pipeline"
 _VERSION: Literal[1] = 1
 _HUB_PREFIX = "hf://"
@@ -195,17 +196,15 @@ class VARPipeline(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        files, digests = {}, {}
-        for part, model in (("tokenizer", self.tokenizer), ("transformer", self.transformer)):
-            data = save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
-            digests[part] = hashlib.sha256(data).hexdigest()
-            # The digest in the name: an interrupted save leaves the old files and the settings that name them.
-            files[part] = f"{part}-{digests[part][:12]}.safetensors"
+        contents = {part: (_tensor_bytes(getattr(self, part)), "safetensors") for part in _PARTS}
+        if self.plan is not None:
+            contents["plan"] = (self.plan.to_json().encode(), "json")
+        digests = {part: hashlib.sha256(data).hexdigest() for part, (data, _) in contents.items()}
+        # The digest in the name: an interrupted save leaves the old files and the settings that name them.
+        files = {part: f"{part}-{digests[part][:12]}.{suffix}" for part, (_, suffix) in contents.items()}
+        for part, (data, _) in contents.items():
             with replace_file(folder / files[part]) as file:
                 file.write(data)
-        if self.plan is not None:
-            self.plan.save(folder / _PLAN)
         saved = _Saved(
             schema_name=_SCHEMA,
             version=_VERSION,
@@ -217,21 +216,48 @@ class VARPipeline(ModelHubMixin):
         )
         with replace_file(folder / _CONFIG) as file:
             file.write(saved.model_dump_json(indent=1).encode() + b"\n")
-        if self.plan is None:
-            (folder / _PLAN).unlink(missing_ok=True)
-        for old in folder.glob("t*-????????????.safetensors"):
-            if old.name not in files.values():
-                old.unlink()
+        for part, suffix in (*((part, "safetensors") for part in _PARTS), ("plan", "json")):
+            for old in folder.glob(f"{part}-{'[0-9a-f]' * 12}.{suffix}"):
+                if old.name not in files.values():
+                    old.unlink()
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Any:
-        """Writes config.json, the weights as safetensors, and plan.json if a plan is in force.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Writes config.json, the weights as safetensors, the plan in force as JSON, and a card if there is none.
 
-        A save that is killed leaves what was there before. Further options are those of ``huggingface_hub``.
+        A save that is killed leaves what was there before.
+
+        Args:
+            save_directory: made if needed.
+            repo_id: of the hub; None takes the folder's name.
+            push_to_hub: also upload.
+            model_card_kwargs: for the card.
+            **options: for ``push_to_hub`` of ``huggingface_hub``.
+
+        Returns:
+            The address of the upload, or None.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        return super().save_pretrained(Path(save_directory), **options)
+        # Not the mixin's own: it removes config.json before it writes, and being killed there would lose the model.
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(folder)
+        card = folder / _CARD
+        if not card.exists():
+            with replace_file(card) as file:
+                file.write(str(self.generate_model_card(**(model_card_kwargs or {}))).encode())
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **options)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
@@ -253,11 +279,11 @@ class VARPipeline(ModelHubMixin):
         name = os.fspath(source)
         if not name.startswith(_HUB_PREFIX) and not Path(name).is_dir():
             raise ArgumentError(f"source: no folder {name!r}; a model on the hub is named {_HUB_PREFIX}OWNER/NAME")
-        found: Self = super().from_pretrained(name.removeprefix(_HUB_PREFIX), **options)
-        return found
+        # Not the mixin's own: it reads config.json before we can say what is wrong with it.
+        return cls._from_pretrained(model_id=name.removeprefix(_HUB_PREFIX), **options)
 
     @classmethod
-    def _from_pretrained(
+    def _from_pretrained(  # type: ignore[override]
         cls,
         *,
         model_id: str,
@@ -266,8 +292,8 @@ class VARPipeline(ModelHubMixin):
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        force_download: bool = False,
         token: str | bool | None = None,
-        **_options: Any,
     ) -> Self:
         folder = Path(model_id)
         if not folder.is_dir():
@@ -283,24 +309,21 @@ class VARPipeline(ModelHubMixin):
                 )
             )
         saved = _read_saved(folder)
-        states = {}
-        for part in ("tokenizer", "transformer"):
-            file = folder / saved.files[part]
+        for part, name in saved.files.items():
+            file = folder / name
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != saved.sha256[part]:
-                raise FormatError(f"{file.name}: missing, truncated or altered; save or copy the folder again")
-            states[part] = read_state(file)
+                raise FormatError(f"{name}: missing, truncated or altered; save or copy the folder again")
+        states = {part: read_state(folder / saved.files[part]) for part in _PARTS}
         pipe = cls(
             tokenizer_from(states["tokenizer"], config=saved.tokenizer),
             transformer_from(states["transformer"], config=saved.transformer),
             class_names=saved.class_names,
         )
-        if dtype is not None or device is not None:
-            pipe.to(device, dtype=dtype)
-        if (folder / _PLAN).is_file():
+        if "plan" in saved.files:
             from sparing.var.apply import apply_
 
-            apply_(pipe, load_plan(folder / _PLAN))
-        return pipe
+            apply_(pipe, load_plan(folder / saved.files["plan"]))
+        return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
 
     @classmethod
     def from_released(
@@ -329,6 +352,10 @@ class VARPipeline(ModelHubMixin):
         return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
 
 
+def _tensor_bytes(model: torch.nn.Module) -> bytes:
+    return save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
+
+
 def _read_saved(folder: Path) -> _Saved:
     try:
         fields = json.loads((folder / _CONFIG).read_bytes())
@@ -346,4 +373,6 @@ def _read_saved(folder: Path) -> _Saved:
         raise FormatError(f"{_CONFIG}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
     if any(Path(name).name != name for name in saved.files.values()) or set(saved.files) != set(saved.sha256):
         raise FormatError(f"{_CONFIG}: files: expected plain names with checksums")
+    if not set(_PARTS) <= set(saved.files) <= {*_PARTS, "plan"}:
+        raise FormatError(f"{_CONFIG}: files: expected {', '.join(_PARTS)} and perhaps plan, got {sorted(saved.files)}")
     return saved

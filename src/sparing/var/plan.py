@@ -102,6 +102,9 @@ class CompressionPlan(_Part):
         depth, scales = self.model.depth, len(self.model.patch_nums)
         if self.sharing is not None and len(self.sharing.first_scale) != depth:
             raise ValueError(f"sharing.first_scale: expected {depth} layers, got {len(self.sharing.first_scale)}")
+        latest = max((first or 0 for first in self.sharing.first_scale), default=0) if self.sharing is not None else 0
+        if latest >= scales:
+            raise ValueError(f"sharing.first_scale: expected 0 to {scales - 1}, or null for none, got {latest}")
         if self.windows is None:
             return self
         if len(self.windows) != depth or any(len(layer) != scales for layer in self.windows):
@@ -125,6 +128,10 @@ class CompressionPlan(_Part):
         first = None if self.sharing is None else self.sharing.first_scale[layer]
         return first is not None and scale >= first
 
+    def to_json(self) -> str:
+        """Returns the plan as :func:`load_plan` reads it from a file."""
+        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, replacing the file as a whole.
 
@@ -132,7 +139,7 @@ class CompressionPlan(_Part):
             OSError: the file cannot be written; an older one is unchanged.
         """
         with replace_file(path) as file:
-            file.write(self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
+            file.write(self.to_json().encode())
 
 
 def load_plan(path: str | os.PathLike[str]) -> CompressionPlan:

@@ -219,7 +219,7 @@ def _find_windows(
     maps: dict[tuple[int, int], Tensor] = {}
 
     def collect(layer: int, scale: int, seen: dict[str, Tensor]) -> None:
-        if first_windowed(scale) > scale:
+        if "map" not in seen or first_windowed(scale) > scale:
             return
         one = seen["map"].amax(0) if config.maps == "union" else seen["map"].sum(0)
         key = layer, scale

@@ -80,7 +80,12 @@ class Attention(nn.Module):
         if factors is not None:
             q = F.normalize(q, dim=-1).to(v.dtype) * factors.to(v.dtype)
             k = F.normalize(k, dim=-1).to(v.dtype)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        if mask is not None and q.requires_grad and q.device.type == "cpu":
+            # The CPU's fused attention is several times slower backwards.
+            weights = (q @ k.transpose(-1, -2)).mul(scale).masked_fill(~mask, -math.inf).softmax(-1)
+            h = weights.to(v.dtype) @ v
+        else:
+            h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         out: Tensor = self.proj(h.transpose(1, 2).flatten(2))
         return out
 
@@ -193,20 +198,20 @@ class VARTransformer(nn.Module):
             elif "ada_gss" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         self.head.weight.mul_(_HEAD_GAIN)
-        cast(nn.Linear, self.head_nm.ada_lin[1]).weight.mul_(_ADALN_GAIN)
+        cast("nn.Linear", self.head_nm.ada_lin[1]).weight.mul_(_ADALN_GAIN)
         depth_gain = math.sqrt(2 * self.config.depth)
         for block in self.layers():
             if block.shared_adaln:
                 block.ada_gss[:, :, :2].mul_(_GAMMA_GAIN)
             else:
-                weight = cast(nn.Linear, block.ada_lin[1]).weight.mul_(_ADALN_GAIN)
+                weight = cast("nn.Linear", block.ada_lin[1]).weight.mul_(_ADALN_GAIN)
                 weight[: 2 * self.config.embed_dim].mul_(_GAMMA_GAIN)
             block.attn.proj.weight.div_(depth_gain)
             block.ffn.fc2.weight.div_(depth_gain)
 
     def layers(self) -> Iterator[Block]:
         """Yields the blocks, first to last."""
-        return (cast(Block, block) for block in self.blocks)
+        return (cast("Block", block) for block in self.blocks)
 
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds classes.
@@ -233,10 +238,11 @@ class VARTransformer(nn.Module):
         return self.lvl_1L[0, :, None] >= self.lvl_1L[0, None, :]
 
     def logits(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Scores the codes: (B, L, C) and (B, C) to (B, L, V) float32, in float32 whatever the autocast."""
+        """Scores the codes: (B, L, C) and (B, C) to (B, L, V) float32, in the weights' dtype whatever the autocast."""
+        dtype = self.head.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = self.head(self.head_nm(x.float(), embedding.float()))
-        return out
+            out: Tensor = self.head(self.head_nm(x.float(), embedding.to(dtype)).to(dtype))
+        return out.float()
 
     def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
         """Scores all tokens at once, with the right tokens of earlier scales given.

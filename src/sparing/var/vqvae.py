@@ -242,10 +242,13 @@ class VQVAE(nn.Module):
             (B, 3, side, side) float in [−1, 1].
 
         Raises:
-            ArgumentError: a token that is no code, or no scale at all.
+            ArgumentError: a token that is no code, no scale at all, or more than there are.
+            ShapeError: another number of tokens than a scale has.
         """
         if not tokens:
             raise ArgumentError("tokens: expected at least one scale's tokens, got none")
+        if len(tokens) > len(self.config.patch_nums):
+            raise ArgumentError(f"tokens: expected at most {len(self.config.patch_nums)} scales, got {len(tokens)}")
         highest = max(int(t.max()) for t in tokens)
         lowest = min(int(t.min()) for t in tokens)
         if lowest < 0 or highest >= self.config.vocab_size:

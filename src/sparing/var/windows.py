@@ -44,12 +44,12 @@ def band(num_queries: int, num_keys: int, width: int) -> npt.NDArray[np.bool_]:
     """Returns which of (num_queries, num_keys) pairs a window of a width keeps; :data:`DENSE` keeps all."""
     if width == DENSE:
         return np.ones((num_queries, num_keys), dtype=np.bool_)
-    return _distance(num_queries, num_keys) < width
+    return _distance(num_queries, num_keys) < width * num_queries
 
 
-def _distance(num_queries: int, num_keys: int) -> npt.NDArray[np.float64]:
-    centres = np.arange(num_queries) * (num_keys / num_queries)
-    distance: npt.NDArray[np.float64] = np.abs(centres[:, None] - np.arange(num_keys))
+def _distance(num_queries: int, num_keys: int) -> Widths:
+    """Distances times `num_queries`: whole numbers, so that a pair at the very edge of a window is never in doubt."""
+    distance: Widths = np.abs(np.arange(num_queries)[:, None] * num_keys - np.arange(num_keys) * num_queries)
     return distance
 
 
@@ -106,11 +106,11 @@ def kept_pairs(patch_nums: Sequence[int], scale: int, widths: Widths | None) -> 
     first = first_windowed(scale)
     total = np.full(widths.shape[1], num_queries * sum(sizes[:first]), dtype=np.int64)
     for row, num_keys in zip(widths, sizes[first:], strict=True):
-        centres = np.arange(num_queries)[:, None] * (num_keys / num_queries)
-        # |c − j| < w: the integers strictly between c − w and c + w, within the segment.
-        low = np.maximum(np.floor(centres - row) + 1, 0)
-        high = np.minimum(np.ceil(centres + row) - 1, num_keys - 1)
-        counts = np.maximum(high - low + 1, 0).sum(0).astype(np.int64)
+        places = np.arange(num_queries)[:, None] * num_keys
+        # |c − j| < w: the integers strictly between c − w and c + w, within the segment; c = places / num_queries.
+        low = np.maximum(places // num_queries - row + 1, 0)
+        high = np.minimum(-(-places // num_queries) + row - 1, num_keys - 1)
+        counts = np.maximum(high - low + 1, 0).sum(0)
         total += np.where(row == DENSE, num_queries * num_keys, counts)
     return total
 
@@ -161,7 +161,7 @@ def search_windows(attention: Tensor, patch_nums: Sequence[int], scale: int, sea
         block = kept[:, :, int(ends[segment]) - num_keys : int(ends[segment])]
         inside = block.sum((1, 2))
         # A pair at distance d is kept from the width floor(d) + 1 on.
-        needed = torch.from_numpy(np.floor(_distance(num_queries, num_keys)).astype(np.int64) + 1).to(block.device)
+        needed = torch.from_numpy(_distance(num_queries, num_keys) // num_queries + 1).to(block.device)
         by_width = torch.zeros(heads, num_keys + 1, dtype=torch.float64, device=block.device)
         by_width.index_add_(1, needed.flatten().clamp_max(num_keys), block.flatten(1))
         enough = by_width.cumsum(1) >= search.tau * inside[:, None] - 1e-12
