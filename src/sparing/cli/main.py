@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 import sparing
-from sparing.errors import SparingError
+from sparing.errors import CoreMissingError, SparingError
 
 __all__ = ["build_parser", "main"]
 
@@ -26,13 +26,31 @@ _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
     # Here and not above, so that a Ctrl-C while NumPy and SciPy load is met like any other.
-    from sparing.cli import hybrid
+    from sparing.cli import var
 
     parser = argparse.ArgumentParser(prog="sparing", description=(sparing.__doc__ or "").splitlines()[0])
     parser.add_argument("--version", action="version", version=f"sparing {sparing.__version__}")
     groups = parser.add_subparsers(title="systems", metavar="SYSTEM", required=True)
-    hybrid.add_commands(groups)
+    _add_hybrid(groups)
+    var.add_commands(groups)
     return parser
+
+
+def _add_hybrid(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    try:
+        from sparing.cli import hybrid
+    except CoreMissingError as error:
+        # The other systems are whole without the compiled core; this one says what is wrong when it is asked.
+        reason = str(error)
+
+        def fail(_arguments: argparse.Namespace) -> None:
+            raise CoreMissingError(reason)
+
+        parser = groups.add_parser("hybrid", help="not available: the compiled core does not load", add_help=False)
+        parser.add_argument("rest", nargs=argparse.REMAINDER)
+        parser.set_defaults(run=fail)
+    else:
+        hybrid.add_commands(groups)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What Python would flush at its end goes nowhere now, instead of failing once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was changed", _INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        # A command that keeps what it has done so far says so.
+        return _fail(str(stop) or "interrupted; nothing was changed", _INTERRUPTED)
     except (SparingError, OSError) as error:
         return _fail(" ".join(str(error).split()), _BAD_INPUT)
     return 0

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -14,12 +14,24 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from sparing.hybrid.evaluate import EvaluationReport
-from sparing.hybrid.text import TextIndexInfo
-from sparing.hybrid.text_search import Hit
 from sparing.runs.progress import Progress
 
-__all__ = ["print_evaluation", "print_hits", "print_info", "print_json", "print_line", "progress_bars", "to_json"]
+# Not at run time: the other systems' commands work where the compiled core of this one does not load.
+if TYPE_CHECKING:
+    from sparing.hybrid.evaluate import EvaluationReport
+    from sparing.hybrid.text import TextIndexInfo
+    from sparing.hybrid.text_search import Hit
+
+__all__ = [
+    "print_evaluation",
+    "print_hits",
+    "print_info",
+    "print_json",
+    "print_line",
+    "print_pairs",
+    "progress_bars",
+    "to_json",
+]
 
 _MEGABYTE = 1e6
 _MILLI = 1e3
@@ -79,7 +91,7 @@ def print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def print_hits(hits: Sequence[Hit]) -> None:
+def print_hits(hits: "Sequence[Hit]") -> None:
     """Shows the answers to a question."""
     table = Table(show_lines=True)
     for name, justify in (("", "right"), ("score", "right"), ("dense", "right"), ("sparse", "right")):
@@ -97,7 +109,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
         print_line("no answers")
 
 
-def print_info(path: str, info: TextIndexInfo) -> None:
+def print_info(path: str, info: "TextIndexInfo") -> None:
     """Shows what an index is made of."""
     bytes_, scale = sum(info.file_bytes.values()), info.alignment
     rows = {
@@ -113,10 +125,10 @@ def print_info(path: str, info: TextIndexInfo) -> None:
         "on the disk": f"{bytes_ / _MEGABYTE:.1f} MB ({bytes_ / max(info.num_documents, 1):,.0f} bytes a document)",
         **{f"  {name}": f"{size / _MEGABYTE:.2f} MB" for name, size in info.file_bytes.items()},
     }
-    _print_pairs(rows)
+    print_pairs(rows)
 
 
-def print_evaluation(report: EvaluationReport) -> None:
+def print_evaluation(report: "EvaluationReport") -> None:
     """Shows quality and speed."""
 
     def share(value: float | None) -> str:
@@ -127,7 +139,7 @@ def print_evaluation(report: EvaluationReport) -> None:
         p50, p95, p99 = (x * _MILLI for x in (latency.p50, latency.p95, latency.p99))
         return f"{p50:.3f} / {p95:.3f} / {p99:.3f} ms ({1 / latency.mean:,.0f} a second)"
 
-    _print_pairs(
+    print_pairs(
         {
             "questions (judged)": f"{report.num_queries:,} ({report.num_judged:,})",
             "weights, k, beam": f"{report.weights[0]:g}, {report.weights[1]:g}; {report.k}; {report.beam}",
@@ -140,7 +152,8 @@ def print_evaluation(report: EvaluationReport) -> None:
     )
 
 
-def _print_pairs(rows: dict[str, str]) -> None:
+def print_pairs(rows: dict[str, str]) -> None:
+    """Shows names and values, one pair a line."""
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, Text(value, overflow="fold"))

@@ -1,13 +1,12 @@
 """Weights from files: the released layouts from ``.pth`` or safetensors, strictly, with the settings read off them."""
 
+import errno
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -50,8 +49,12 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        with file.open("rb") as opened:
+            state = torch.load(opened, map_location="cpu", weights_only=True)
+    # The unpickler raises what it meets in a damaged file, an OSError for a seek to nowhere among it.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise FormatError(f"{file.name}: not a readable file of tensors: {error}") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise FormatError(f"{file.name}: expected a flat mapping from names to tensors")

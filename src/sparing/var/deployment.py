@@ -14,6 +14,7 @@ import torch
 from sparing.errors import ArgumentError
 from sparing.var.config import VARConfig
 from sparing.var.cost import layer_pairs
+from sparing.var.formats import linear_names
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan
 
 __all__ = ["Deployment", "DeviceDescription", "TechniqueEstimate", "analyze_deployment", "probe_device"]
@@ -196,12 +197,6 @@ def analyze_deployment(
 
 
 _INT8 = LinearFormat(weight_bits=8, activation_bits=8, real=True)
-
-
-def linear_names(config: VARConfig) -> list[str]:
-    """Returns the names of the linear layers that a plan can round, in the blocks' order."""
-    kinds = ["qkv", "proj", "fc1", "fc2"] + ([] if config.shared_adaln else ["ada_lin"])
-    return [f"blocks.{i}.{kind}" for i in range(config.depth) for kind in kinds] + ["head"]
 
 
 def _compared(row: TechniqueEstimate, none: TechniqueEstimate) -> TechniqueEstimate:

@@ -11,12 +11,14 @@ first the images with their class, then without.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, ShapeError
+from sparing.quant import Int8Linear
 from sparing.var.cache import KVCache
 from sparing.var.formats import attention_rounding, make_linear
 from sparing.var.plan import CompressionPlan
@@ -369,11 +371,32 @@ class Engine(nn.Module):
         for layer in self.layers:
             layer.observer = observer  # type: ignore[assignment]
 
+    def free_original_(self) -> int:
+        """Empties those of the transformer's weights for which this engine has others.
+
+        Returns:
+            How many bytes that frees.
+        """
+        kept = {t.untyped_storage().data_ptr() for t in [*self.parameters(), *self.buffers()]}
+        model, freed = self.transformer, 0
+        linears: list[nn.Module] = [model.head]
+        for block in model.layers():
+            linears += [block.attn.mat_qkv, block.attn.proj, block.ffn.fc1, block.ffn.fc2]
+            linears += [] if block.shared_adaln else [block.ada_lin[1]]
+        for linear in linears:
+            weight = cast("Tensor", linear.weight)
+            if weight.untyped_storage().data_ptr() not in kept:
+                freed += weight.nbytes
+                weight.data = weight.data.new_empty(0)
+        return freed
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the engine's weights, those shared with the transformer too."""
-        seen = {t.data_ptr(): t.untyped_storage().nbytes() for t in [*self.parameters(), *self.buffers()]}
-        return sum(seen.values())
+        integers = [module for module in self.modules() if isinstance(module, Int8Linear)]
+        theirs = {t.data_ptr() for module in integers for t in module.buffers()}
+        others = {t.data_ptr(): t.nbytes for t in [*self.parameters(), *self.buffers()] if t.data_ptr() not in theirs}
+        return sum(others.values()) + sum(module.num_bytes for module in integers)
 
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

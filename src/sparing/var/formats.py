@@ -1,17 +1,99 @@
-"""Linear layers in the formats that a plan names: as they are, with integer products, or rounded (simulated)."""
+"""Linear layers in the formats that a plan names: as they are, with integer products, or rounded (simulated).
 
-from collections.abc import Callable
+R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024, section 4.3: weights a step for each output channel, inputs a step for
+each token; fc2 keeps more bits, because what comes out of GELU is skewed.
+"""
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from sparing.var.plan import CompressionPlan, LinearFormat
+from sparing.errors import ArgumentError
+from sparing.quant import FakeQuantLinear, Int8Linear, QuantSpec, fake_quantize
+from sparing.var.config import VARConfig
+from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
 
-__all__ = ["attention_rounding", "make_linear"]
+__all__ = ["LINEAR_KINDS", "attention_rounding", "linear_names", "make_linear", "precision_plan"]
+
+LINEAR_KINDS = ("word_embed", "qkv", "proj", "fc1", "fc2", "ada_lin", "head")
+"""The kinds of linear layers that a plan can round."""
+
+_MSE_UP_TO = 4
+"""Weights of so few bits are clipped where the squared error is least, instead of at their largest."""
+
+
+def linear_names(config: VARConfig, kinds: Iterable[str] = LINEAR_KINDS) -> list[str]:
+    """Returns the names of the linear layers of some kinds, in the order of the computation.
+
+    Raises:
+        ArgumentError: an unknown kind.
+    """
+    kinds = tuple(kinds)
+    if unknown := set(kinds) - set(LINEAR_KINDS):
+        raise ArgumentError(f"kinds: expected some of {LINEAR_KINDS}, got {sorted(unknown)}")
+    in_blocks = [kind for kind in ("ada_lin", "qkv", "proj", "fc1", "fc2") if kind in kinds]
+    if config.shared_adaln and "ada_lin" in in_blocks:
+        in_blocks.remove("ada_lin")
+    names = ["word_embed"] if "word_embed" in kinds else []
+    names += [f"blocks.{i}.{kind}" for i in range(config.depth) for kind in in_blocks]
+    return names + (["head"] if "head" in kinds else [])
+
+
+def precision_plan(
+    config: VARConfig,
+    *,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    fc2: LinearFormat | None = None,
+    kinds: Iterable[str] = LINEAR_KINDS,
+    real: bool = False,
+    kv_bits: int | None = None,
+    attention_bits: int | None = None,
+) -> PrecisionPlan:
+    """Makes the published kind of plan: one width for all linear layers, fc2 apart.
+
+    Args:
+        config: the model.
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+        fc2: format of fc2; None leaves fc2 in high precision ("protected").
+        kinds: linear layers that are rounded, fc2 among them only where `fc2` is given.
+        real: integer products, for 8 bits.
+        kv_bits: 8 or None.
+        attention_bits: of q, k, v and the softmax map; None leaves them.
+
+    Returns:
+        The plan.
+    """
+    form = LinearFormat(weight_bits=weight_bits, activation_bits=activation_bits, real=real)
+    linears = dict.fromkeys(linear_names(config, (kind for kind in kinds if kind != "fc2")), form)
+    if fc2 is not None and "fc2" in tuple(kinds):
+        linears |= dict.fromkeys(linear_names(config, ("fc2",)), fc2)
+    return PrecisionPlan.model_validate({"linears": linears, "kv_bits": kv_bits, "attention_bits": attention_bits})
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, form: LinearFormat | None, *, dtype: torch.dtype) -> nn.Module:
-    """Makes a linear layer from a weight (out, in) and a bias (out,)."""
+    """Makes a linear layer.
+
+    Args:
+        weight: (out, in); shared, not copied, where it is left and has `dtype` already.
+        bias: (out,) or None.
+        form: its numbers; None leaves them.
+        dtype: of inputs and outputs.
+
+    Returns:
+        A module with the forward pass of ``nn.Linear``.
+    """
+    if form is not None and form.real:
+        return Int8Linear.from_linear(_linear(weight, bias, weight.dtype), dtype=dtype)
+    plain = _linear(weight, bias, dtype)
+    if form is None or (form.weight_bits is None and form.activation_bits is None):
+        return plain
+    return FakeQuantLinear.from_linear(plain, weight_spec=_weight_spec(form), input_spec=_input_spec(form), check=False)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     if bias is not None:
@@ -19,6 +101,24 @@ def make_linear(weight: Tensor, bias: Tensor | None, form: LinearFormat | None, 
     return linear
 
 
+def _weight_spec(form: LinearFormat) -> QuantSpec | None:
+    if form.weight_bits is None:
+        return None
+    return QuantSpec(
+        bits=form.weight_bits, granularity="channel", range="mse" if form.weight_bits <= _MSE_UP_TO else "minmax"
+    )
+
+
+def _input_spec(form: LinearFormat) -> QuantSpec | None:
+    if form.activation_bits is None:
+        return None
+    return QuantSpec(bits=form.activation_bits, granularity="token", format=form.input_format)
+
+
 def attention_rounding(plan: CompressionPlan | None) -> Callable[[Tensor], Tensor] | None:
-    """Returns the rounding of q, k, v and the softmax map, or None."""
-    return None
+    """Returns the rounding (simulated) of q, k, v and the softmax map by row, or None where a plan leaves them."""
+    bits = None if plan is None or plan.precision is None else plan.precision.attention_bits
+    if bits is None:
+        return None
+    spec = QuantSpec(bits=bits, granularity="token")
+    return lambda x: fake_quantize(x, spec, check=False)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from sparing.errors import ArgumentError, ConfigError, FormatError, VersionError
+from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, VersionError
 from sparing.runs.atomic import replace_file
 from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
 from sparing.var.config import TokenizerConfig, VARConfig
@@ -106,6 +106,7 @@ class VARPipeline(ModelHubMixin):
         self.class_names = None if class_names is None else tuple(class_names)
         self.plan: CompressionPlan | None = None
         self._engine: Engine | None = None
+        self._freed = False
 
     @property
     def device(self) -> torch.device:
@@ -120,8 +121,23 @@ class VARPipeline(ModelHubMixin):
         return self._engine
 
     def use(self, plan: CompressionPlan | None) -> None:
-        """Puts a plan in force, or none; :func:`~sparing.var.apply_` checks it first."""
+        """Puts a plan in force, or none; :func:`~sparing.var.apply_` checks it first.
+
+        Raises:
+            ConfigError: the original weights were freed.
+        """
+        self._check_original()
         self.plan, self._engine = plan, None
+
+    def free_original_(self) -> None:
+        """Frees the weights for which the plan in force has others; see :func:`~sparing.var.apply_`."""
+        self._check_original()
+        engine = self.engine
+        self._freed = bool(engine.free_original_())
+
+    def _check_original(self) -> None:
+        if self._freed:
+            raise ConfigError("pipe: its original weights were freed when the plan was applied; load the model again")
 
     def to(self, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None) -> Self:
         """Moves both parts to a device and a dtype.
@@ -135,7 +151,9 @@ class VARPipeline(ModelHubMixin):
 
         Raises:
             ArgumentError: float16 on a CPU, where it is a thousand times slower than float32.
+            ConfigError: the original weights were freed.
         """
+        self._check_original()
         target = torch.device(device) if device is not None else self.device
         if dtype == torch.float16 and target.type == "cpu":
             raise ArgumentError("dtype: float16 is very slow on CPUs; take bfloat16 or float32")
@@ -174,7 +192,10 @@ class VARPipeline(ModelHubMixin):
         """
         settings = SamplingSettings(guidance_scale, min(top_k, self.transformer.config.vocab_size), top_p)
         settings.check(self.transformer.config.vocab_size)
-        labels = torch.as_tensor(class_labels, device=self.device)
+        try:
+            labels = torch.as_tensor(class_labels, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DtypeError(f"class_labels: expected integers: {error}") from None
         if labels.dtype != torch.int64 and not labels.is_floating_point() and labels.dtype != torch.bool:
             labels = labels.long()
         if generator is None:
@@ -248,6 +269,7 @@ class VARPipeline(ModelHubMixin):
             OSError: the folder cannot be written.
         """
         # Not the mixin's own: it removes config.json before it writes, and being killed there would lose the model.
+        self._check_original()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self._save_pretrained(folder)
@@ -305,6 +327,7 @@ class VARPipeline(ModelHubMixin):
                     revision=revision,
                     cache_dir=None if cache_dir is None else Path(cache_dir),
                     local_files_only=local_files_only,
+                    force_download=force_download,
                     token=token,
                 )
             )

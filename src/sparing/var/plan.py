@@ -42,16 +42,14 @@ class LinearFormat(_Part):
     Attributes:
         weight_bits: of the weights, per output channel; None leaves them.
         activation_bits: of the inputs, per token; None leaves them.
-        input_format: how inputs are rounded.
+        input_format: how inputs are rounded; the dual formats are made for what comes out of GELU.
         real: integer products (8 bits only); otherwise rounded numbers in the usual arithmetic (simulated).
-        hessian: weights rounded with regard to the calibration inputs.
     """
 
     weight_bits: _Bits | None = None
     activation_bits: _Bits | None = None
-    input_format: Literal["uniform", "dual_range", "table"] = "uniform"
+    input_format: Literal["uniform", "dual_range", "dual_sqrt"] = "uniform"
     real: bool = False
-    hessian: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -60,7 +60,7 @@ class _Phi(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Conv2d)
-        return input.lerp(super().forward(input), _PHI_RATIO)
+        return input.lerp(super().forward(input).to(input.dtype), _PHI_RATIO)
 
 
 class _SharedPhi(nn.Module):

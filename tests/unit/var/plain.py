@@ -184,7 +184,8 @@ def sampling_probabilities(row, top_k, top_p):
 def phi_table(num_scales, num_phi):
     if (num_scales, num_phi) == (10, 4):
         return [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
-    ticks = [1 / (3 * num_phi) + n * (1 - 2 / (3 * num_phi)) / max(num_phi - 1, 1) for n in range(num_phi)]
+    # An odd number of scales has an exact tie in the middle, which these very numbers in float64 break.
+    ticks = np.linspace(1 / 3 / num_phi, 1 - 1 / 3 / num_phi, num_phi).tolist()
     table = []
     for s in range(num_scales):
         distances = [abs(tick - s / max(num_scales - 1, 1)) for tick in ticks]

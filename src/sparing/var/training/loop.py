@@ -3,10 +3,13 @@
 All chance comes from (seed, step), so a run that was stopped and resumed gives the weights of one that was not.
 """
 
+import contextlib
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -113,7 +116,7 @@ def train_(
         The history and the averaged weights.
 
     Raises:
-        NonFiniteError: the loss became NaN or infinite; the last checkpoint is untouched.
+        NonFiniteError: the loss or its gradients became NaN or infinite; the last checkpoint is untouched.
         ConfigError: the folder holds a run with other settings.
         FormatError: the folder's checkpoint is damaged.
     """
@@ -123,19 +126,39 @@ def train_(
     model.train()
     try:
         while run.step < config.steps:
-            run.advance(loss_at)
+            with _held_back_interrupts():
+                run.advance(loss_at)
             if progress is not None:
                 progress("training", run.step, config.steps)
             if time.perf_counter() - saved > checkpoint_every_s:
                 run.save()
                 saved = time.perf_counter()
     except KeyboardInterrupt:
-        run.save()
+        # Half a step cannot be gone on from bit for bit.
+        if run.whole:
+            run.save()
         raise
     finally:
         model.eval()
     run.save()
     return TrainingResult(run.step, run.history, time.perf_counter() - start, run.averaged())
+
+
+@contextlib.contextmanager
+def _held_back_interrupts() -> Iterator[None]:
+    """Lets a step end before Ctrl-C does its work, so that there is something whole to save."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    received: list[tuple[Any, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        before(*received[0])
 
 
 def _folder(path: str | os.PathLike[str] | None, kind: str, config: Mapping[str, Any]) -> CheckpointFolder | None:
@@ -148,6 +171,7 @@ class _Run:
     def __init__(self, model: nn.Module, config: TrainingConfig, folder: CheckpointFolder | None) -> None:
         self.model, self.config, self.folder = model, config, folder
         self.step, self.saved_step = 0, -1
+        self.whole = True
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -171,25 +195,31 @@ class _Run:
         self.history, self.sums = checkpoint.state["history"], checkpoint.state["sums"]
 
     def advance(self, loss_at: LossAt) -> None:
-        config = self.config
+        config, self.whole = self.config, False
         device = next(iter(self.trained.values())).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss, figures = loss_at(self.step)
-        value = loss.detach().item()
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"loss: became {value} at step {self.step}; lower learning_rate (now {config.learning_rate:g}) or "
-                "clip_norm, or look for bad images"
-            )
         rate = config.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.trained.values(), config.clip_norm)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), config.clip_norm)
+        value, size = loss.detach().item(), norm.item()
+        # Gradients too: a finite loss can have others, and their weights would go into a checkpoint.
+        for what, number in (("loss", value), ("gradients", size)):
+            if not math.isfinite(number):
+                raise NonFiniteError(
+                    f"{what}: became {number} at step {self.step}; lower learning_rate (now {config.learning_rate:g}) "
+                    "or clip_norm, or look for bad images"
+                )
         self.optimizer.step()
         self._average()
         self.step += 1
+        self._log(value, rate, figures)
+        self.whole = True
+
+    def _log(self, value: float, rate: float, figures: Mapping[str, Tensor]) -> None:
         for name, figure in {"loss": value, **{n: f.detach().item() for n, f in figures.items()}}.items():
             self.sums[name] = self.sums.get(name, 0.0) + figure
         if self.step % _HISTORY_EVERY == 0:

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from sparing.errors import ArgumentError
@@ -30,8 +32,8 @@ class TokenizerTrainingConfig(TrainingConfig):
             None after two thirds of the steps, so that the codes settle.
     """
 
-    feature_weight: float = 1.0
-    revive_every: int = 50
+    feature_weight: Annotated[float, Field(ge=0)] = 1.0
+    revive_every: Annotated[int, Field(ge=1)] = 50
 
 
 def train_tokenizer_(

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from sparing.errors import ArgumentError, ShapeError
+from sparing.errors import ArgumentError, ConfigError, ShapeError
 from sparing.runs.progress import Progress
 from sparing.var.training.loop import TrainingConfig, TrainingResult, train_
 from sparing.var.transformer import VARTransformer
@@ -30,7 +32,7 @@ class TransformerTrainingConfig(TrainingConfig):
         label_smoothing: share of the target spread over all codes.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,18 +100,13 @@ def train_transformer_(
         The history (loss, share of right tokens) and the averaged weights.
 
     Raises:
-        ShapeError: tokens of another number than the model's scales have.
+        ShapeError: tokens of another number than the model's scales have, or than there are labels.
         ArgumentError: labels or tokens that the model has no embedding for.
+        ConfigError: a tokenizer of other scales or codes.
         NonFiniteError, ConfigError, FormatError: as :func:`~sparing.var.training.loop.train_`.
     """
     settings = model.config
-    if data.tokens.shape[2] != settings.num_tokens:
-        raise ShapeError(f"data: expected {settings.num_tokens} tokens an image, got {data.tokens.shape[2]}")
-    if data.labels.max(initial=0) >= settings.num_classes or data.tokens.max(initial=0) >= settings.vocab_size:
-        raise ArgumentError(
-            f"data: expected labels below {settings.num_classes} and tokens below {settings.vocab_size}, got up to "
-            f"{data.labels.max()} and {data.tokens.max()}"
-        )
+    _check(data, model, tokenizer)
     device = next(model.parameters()).device
     sampler = EpochSampler(len(data.labels), config.batch_size, seed=config.seed)
     tokens_of, labels_of = torch.from_numpy(data.tokens.astype(np.int32)), torch.from_numpy(data.labels)
@@ -137,3 +134,20 @@ def train_transformer_(
         checkpoint_folder=checkpoint_folder,
         progress=progress,
     )
+
+
+def _check(data: TokenDataset, model: VARTransformer, tokenizer: VQVAE) -> None:
+    ours, theirs = model.config, tokenizer.config
+    if (ours.patch_nums, ours.z_channels) != (theirs.patch_nums, theirs.z_channels):
+        raise ConfigError(
+            f"tokenizer: expected patch_nums {ours.patch_nums} and codes of {ours.z_channels}, got "
+            f"{theirs.patch_nums} and {theirs.z_channels}"
+        )
+    expected = (_MIRRORS, len(data.labels), ours.num_tokens)
+    if data.tokens.shape != expected or data.labels.ndim != 1:
+        raise ShapeError(f"data: expected tokens {expected} for {data.labels.shape} labels, got {data.tokens.shape}")
+    codes = min(ours.vocab_size, theirs.vocab_size)
+    if not len(data.labels) or data.labels.min() < 0 or data.labels.max() >= ours.num_classes:
+        raise ArgumentError(f"data: expected labels from 0 to {ours.num_classes - 1}, got {np.unique(data.labels)}")
+    if data.tokens.max() >= codes:
+        raise ArgumentError(f"data: expected tokens below {codes}, got up to {data.tokens.max()}")

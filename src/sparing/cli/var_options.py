@@ -1,0 +1,188 @@
+"""What the commands of `sparing var` share: options, and opening what they name (devices, models, images, classes)."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparing.errors import ArgumentError
+from sparing.runs.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparing.var import VARPipeline
+    from sparing.vision import ImageDataset
+
+__all__ = [
+    "add_command",
+    "integers",
+    "load_data",
+    "numbers",
+    "open_device",
+    "open_pipeline",
+    "picked",
+    "resolve_classes",
+    "run_options",
+    "sampling_options",
+    "set_precision_",
+    "tokens_of",
+]
+
+_CIFAR10_FILES = tuple(f"{batch}{suffix}" for batch in ("data_batch_1", "test_batch") for suffix in (".bin", ".npz", ""))
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
+    """Adds one command, with `--json`."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="one line of JSON on standard output")
+    return parser
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device` and `--precision` for commands that run a saved model."""
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="of the weights in memory (default: as they were saved)"
+    )
+
+
+def sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how images are drawn."""
+    parser.add_argument("--guidance", type=float, default=1.5, metavar="X", help="strength of guidance (default: 1.5)")
+    parser.add_argument("--top-k", type=int, default=900, metavar="N", help="most likely codes; 0: all (default: 900)")
+    parser.add_argument("--top-p", type=float, default=0.96, metavar="P", help="share of the codes (default: 0.96)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    parser.add_argument("--no-plan", action="store_true", help="without the plan that was saved with the model")
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Parses ``1,2,3``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 1,2,3, got {text!r}") from None
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parses ``0.95,0.9``, or ``none`` for no numbers."""
+    try:
+        return () if text == "none" else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0.95,0.9, or none, got {text!r}") from None
+
+
+def open_device(name: str) -> "torch.device":
+    """Finds a device.
+
+    Raises:
+        ArgumentError: no device of this name here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(f"--device: {name!r} is not usable here: {reason}") from None
+    if device.type == "meta":
+        raise ArgumentError("--device: 'meta' holds no numbers; take cpu or cuda")
+    return device
+
+
+def open_pipeline(arguments: argparse.Namespace) -> "VARPipeline":
+    """Loads the model that a command names, on its device, in the dtype it was saved in."""
+    from sparing.var import VARPipeline, remove_
+
+    pipe = VARPipeline.from_pretrained(arguments.folder, device=open_device(arguments.device))
+    if getattr(arguments, "no_plan", False):
+        remove_(pipe)
+    return pipe
+
+
+def set_precision_(pipe: "VARPipeline", precision: str | None) -> None:
+    """Brings a pipeline's weights into the dtype that was asked for, if one was."""
+    import torch
+
+    if precision is not None:
+        pipe.to(dtype=getattr(torch, precision))
+
+
+def load_data(
+    folder: str, *, split: Literal["train", "test"], size: int, progress: Progress | None = None
+) -> "ImageDataset":
+    """Loads CIFAR-10 if its files are in a folder, else the folder's own pictures, one sub-folder a class.
+
+    Args:
+        folder: where the images are.
+        split: of CIFAR-10; a user's folder is taken whole.
+        size: side of a user's pictures in pixels, and what CIFAR-10's 32 must be.
+        progress: called with the images loaded so far.
+
+    Raises:
+        ArgumentError, FormatError, MissingExtraError: as the loaders, and CIFAR-10 for a model of other images.
+    """
+    from sparing.vision import load_cifar10, load_image_folder
+
+    root = Path(folder)
+    places = (root, root / "cifar-10-batches-bin")
+    if not any((place / name).is_file() for place in places for name in _CIFAR10_FILES):
+        return load_image_folder(root, size=size, progress=progress)
+    data = load_cifar10(root, split=split, progress=progress)
+    if data.images.shape[2] != size:
+        raise ArgumentError(
+            f"{folder}: CIFAR-10 has images of 32×32, but the model's are {size}×{size}: the last of patch_nums "
+            "times 2 for each level of ch_mult but one must be 32"
+        )
+    return data
+
+
+def picked(dataset: "ImageDataset", count: int | None, *, seed: int = 0) -> "ImageDataset":
+    """Draws images at random without repeats, or puts all in a random order where there are no more (or None)."""
+    import numpy as np
+
+    if count is not None and count < 1:
+        raise ArgumentError(f"--num-images: expected at least 1, got {count}")
+    return dataset.subset(np.random.default_rng(seed).permutation(len(dataset))[:count])
+
+
+def tokens_of(
+    pipe: "VARPipeline", dataset: "ImageDataset", progress: Progress | None
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Encodes images with a pipeline's tokenizer: tokens (n, L) and labels (n,), int64 on the CPU."""
+    import torch
+
+    from sparing.var import encode_dataset
+
+    if pipe.class_names is not None and pipe.class_names != dataset.class_names:
+        raise ArgumentError(
+            f"--data: expected the model's classes {', '.join(pipe.class_names[:5])}, ... "
+            f"in this order, got {', '.join(dataset.class_names[:5])}, ..."
+        )
+    found = encode_dataset(pipe.tokenizer, dataset, progress=progress)
+    return torch.from_numpy(found.tokens[0].astype("int64")), torch.from_numpy(found.labels)
+
+
+def resolve_classes(pipe: "VARPipeline", text: str) -> list[int]:
+    """Turns ``cat,dog,3`` or ``all`` into labels.
+
+    Raises:
+        ArgumentError: a class that the model does not know.
+    """
+    count, names = pipe.transformer.config.num_classes, pipe.class_names or ()
+    if text == "all":
+        return list(range(count))
+    labels = []
+    for part in text.split(","):
+        if part in names:
+            labels.append(names.index(part))
+        elif part.isdecimal() and int(part) < count:
+            labels.append(int(part))
+        else:
+            known = f"one of {', '.join(names)}, or " if names and len(names) <= 20 else ""
+            raise ArgumentError(f"--classes: expected {known}a number from 0 to {count - 1}, or all, got {part!r}")
+    return labels

@@ -1,0 +1,168 @@
+"""Integer matrix products: which of PyTorch's kernels is exact and fast here, and one that always works.
+
+``onednn``: oneDNN's product with packed weights and a step for each output channel (what Inductor lowers to), CPUs with
+AVX-512. Its activations must be *unsigned*: signed ones fall to a scalar reference a thousand times slower. ``int_mm``:
+:func:`torch._int_mm`, CPU and CUDA. ``plain``: float32 in slices that cannot round, anywhere.
+"""
+
+from functools import cache
+from typing import Literal
+
+import torch
+
+from sparing.errors import ArgumentError, DtypeError, ShapeError
+
+__all__ = ["Kernel", "available_kernels", "integer_matmul", "onednn_product", "pack_weight", "unpack_weight"]
+
+Kernel = Literal["onednn", "int_mm", "plain"]
+
+# 127 * 127 * 1024 < 2**24: a float32 sum of so many products of codes is exact in any order.
+_EXACT_SLICE = 1024
+_UNPACK_SLICE = 512
+
+
+@cache
+def available_kernels(device_type: str = "cpu") -> tuple[Kernel, ...]:
+    """Kernels that give exact products on this kind of device, the fastest first.
+
+    Each was tried with the largest codes, which shows saturating instructions, on its first use in the process.
+
+    Args:
+        device_type: ``"cpu"``, ``"cuda"``, ...
+    """
+    found: list[Kernel] = []
+    if device_type == "cpu" and _has_avx512() and _onednn_is_exact():
+        found.append("onednn")
+    has_int_mm = device_type == "cuda" or (device_type == "cpu" and torch.backends.mkldnn.is_available())
+    if has_int_mm and _int_mm_is_exact(device_type):
+        found.append("int_mm")
+    found.append("plain")
+    return tuple(found)
+
+
+def integer_matmul(
+    a: torch.Tensor, b: torch.Tensor, *, kernel: Literal["auto", "int_mm", "plain"] = "auto"
+) -> torch.Tensor:
+    """The exact product ``a @ b.T`` of int8 matrices in int32.
+
+    Args:
+        a: ``(m, k)``, int8 in [-127, 127].
+        b: ``(n, k)``, int8 in [-127, 127], on the same device; ``k`` at most 133,143, so that int32 holds the sums.
+        kernel: ``"auto"`` takes the fastest exact one.
+
+    Returns:
+        ``(m, n)``, int32.
+
+    Raises:
+        ArgumentError: a kernel that does not work on this device.
+        DtypeError: not int8.
+        ShapeError: not matrices of the same ``k``.
+    """
+    for name, matrix in (("a", a), ("b", b)):
+        if matrix.dtype != torch.int8:
+            raise DtypeError(f"{name}: expected int8, got {matrix.dtype}")
+        if matrix.ndim != 2:
+            raise ShapeError(f"{name}: expected 2 axes, got shape {tuple(matrix.shape)}")
+    if a.shape[1] != b.shape[1]:
+        raise ShapeError(f"b: expected {a.shape[1]} columns, as a has, got {b.shape[1]}")
+    usable = [name for name in available_kernels(a.device.type) if name != "onednn"]
+    if kernel == "auto":
+        kernel = "int_mm" if "int_mm" in usable else "plain"
+    elif kernel not in usable:
+        raise ArgumentError(f"kernel: expected one of {usable} on device {a.device.type!r}, got {kernel!r}")
+    return _int_mm(a, b) if kernel == "int_mm" else _plain(a, b)
+
+
+def _plain(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
+    for start in range(0, a.shape[1], _EXACT_SLICE):
+        part = slice(start, start + _EXACT_SLICE)
+        total += (a[:, part].float() @ b[:, part].float().t()).to(torch.int32)
+    return total
+
+
+def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if a.device.type != "cuda":
+        return torch._int_mm(a, b.t())
+    # cuBLAS takes more than 16 rows, and widths in multiples of 8.
+    m, n, k = a.shape[0], b.shape[0], a.shape[1]
+    rows, width, depth = max(24, _up_to_8(m)), _up_to_8(n), _up_to_8(k)
+    if (rows, depth) != (m, k):
+        a = torch.nn.functional.pad(a, (0, depth - k, 0, rows - m))
+    if (width, depth) != (n, k):
+        b = torch.nn.functional.pad(b, (0, depth - k, 0, width - n))
+    return torch._int_mm(a.contiguous(), b.contiguous().t())[:m, :n]
+
+
+def _up_to_8(length: int) -> int:
+    return -(-length // 8) * 8
+
+
+def pack_weight(codes: torch.Tensor) -> torch.Tensor:
+    """Reorders ``(n, k)`` int8 codes into oneDNN's own layout: an opaque tensor of about the same size."""
+    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
+def unpack_weight(packed: torch.Tensor) -> torch.Tensor:
+    """The ``(n, k)`` int8 codes of a packed weight, exactly: products with the unit vectors."""
+    depth, width = packed.shape
+    codes = torch.empty(width, depth, dtype=torch.int8)
+    ones = torch.ones(width)
+    for start in range(0, depth, _UNPACK_SLICE):
+        stop = min(start + _UNPACK_SLICE, depth)
+        units = torch.zeros(stop - start, depth, dtype=torch.uint8)
+        units[torch.arange(stop - start), torch.arange(start, stop)] = 1
+        codes[:, start:stop] = _onednn(units, packed, ones, 0).t().to(torch.int8)
+    return codes
+
+
+def onednn_product(codes: torch.Tensor, packed: torch.Tensor, *, weight_scale: torch.Tensor) -> torch.Tensor:
+    """``codes @ weight.T * weight_scale``, summed in int32.
+
+    Args:
+        codes: ``(m, k)``, int8, contiguous; **overwritten**.
+        packed: of :func:`pack_weight`, from ``(n, k)``.
+        weight_scale: ``(n,)``, float32.
+
+    Returns:
+        ``(m, n)``, float32.
+    """
+    # Flipping the top bit of an int8 adds 128: the unsigned code, whose zero point is 128.
+    return _onednn(codes.view(torch.uint8).bitwise_xor_(128), packed, weight_scale, 128)
+
+
+def _onednn(codes: torch.Tensor, packed: torch.Tensor, weight_scale: torch.Tensor, zero_point: int) -> torch.Tensor:
+    zeros = torch.zeros(weight_scale.shape, dtype=torch.int32)
+    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, zero_point, packed, weight_scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
+def _has_avx512() -> bool:
+    return any(name in torch.backends.cpu.get_cpu_capability() for name in ("AVX512", "AVX10", "AMX"))
+
+
+def _extreme_codes(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    a = torch.full((24, 256), 127, dtype=torch.int8, device=device)
+    a[1::2, ::3] = -127
+    return a, a[:16].flip(0).contiguous()
+
+
+def _onednn_is_exact() -> bool:
+    a, b = _extreme_codes("cpu")
+    try:
+        packed = pack_weight(b)
+        product = onednn_product(a.clone(), packed, weight_scale=torch.ones(16))
+        return torch.equal(product.to(torch.int32), _plain(a, b)) and torch.equal(unpack_weight(packed), b)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _int_mm_is_exact(device_type: str) -> bool:
+    a, b = _extreme_codes(device_type)
+    try:
+        return torch.equal(_int_mm(a, b), _plain(a, b))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
