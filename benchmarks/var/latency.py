@@ -50,7 +50,7 @@ def published(pipe: VARPipeline, autocast: torch.dtype | None) -> Draw:
 
 
 def int8_plan(pipe: VARPipeline, *, shared: bool) -> CompressionPlan:
-    """Integer products everywhere, eight-bit keys and values; with `shared`, the output shared from the sixth scale on."""
+    """Integer products everywhere; with `shared`, the output shared in the later half of the scales."""
     config = pipe.transformer.config
     form = LinearFormat(weight_bits=8, activation_bits=8, real=True)
     from_scale = len(config.patch_nums) // 2

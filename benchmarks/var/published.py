@@ -1,8 +1,8 @@
 """The rival: the operations of the published implementation, written afresh on our modules' weights.
 
 As published: adaptive norms at every scale, keys and values grown by concatenation, weights cast by autocast at every
-call, the whole codebook sorted for top-p. Its greedy tokens are checked against ours in ``latency.py`` before anything is
-timed, so that both sides do the same work.
+call, the whole codebook sorted for top-p. ``latency.py`` checks its greedy tokens against ours before anything is timed,
+so that both sides do the same work.
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ class PublishedSampler:
 
     def _block(self, block: Block, x: Tensor, condition: Tensor, layer: int) -> Tensor:
         width = x.shape[-1]
-        if block.shared_adaln:
-            six = block.ada_gss + condition
-        else:
-            six = block.ada_lin(condition).view(-1, 1, 6, width)
+        six = block.ada_gss + condition if block.shared_adaln else block.ada_lin(condition).view(-1, 1, 6, width)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
         normed = F.layer_norm(x, (width,), eps=EPS).mul(scale1.add(1)).add_(shift1)
         x = x + self._attention(block.attn, normed, layer).mul_(gamma1)

@@ -2,12 +2,12 @@
 
 import argparse
 
-from sparing.cli import var_eval, var_info, var_plan, var_sample, var_train, var_train_tokenizer
+from sparing.cli import var_analyze, var_eval, var_info, var_plan, var_sample, var_train, var_train_tokenizer
 
 __all__ = ["add_commands"]
 
 # In the order of the help. Each module adds its commands by `add_commands`, and imports torch only when one runs.
-_MODULES = (var_info, var_train_tokenizer, var_train, var_sample, var_plan, var_eval)
+_MODULES = (var_info, var_train_tokenizer, var_train, var_sample, var_analyze, var_plan, var_eval)
 
 
 def add_commands(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

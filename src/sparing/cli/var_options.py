@@ -1,6 +1,7 @@
 """What the commands of `sparing var` share: options, and opening what they name (devices, models, images, classes)."""
 
 import argparse
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +30,9 @@ __all__ = [
     "tokens_of",
 ]
 
-_CIFAR10_FILES = tuple(f"{batch}{suffix}" for batch in ("data_batch_1", "test_batch") for suffix in (".bin", ".npz", ""))
+_CIFAR10_FILES = tuple(
+    f"{batch}{suffix}" for batch in ("data_batch_1", "test_batch") for suffix in (".bin", ".npz", "")
+)
 
 
 def add_command(
@@ -163,7 +166,10 @@ def tokens_of(
             f"--data: expected the model's classes {', '.join(pipe.class_names[:5])}, ... "
             f"in this order, got {', '.join(dataset.class_names[:5])}, ..."
         )
-    found = encode_dataset(pipe.tokenizer, dataset, progress=progress)
+    tokenizer = pipe.tokenizer
+    if tokenizer.post_quant_conv.weight.dtype != torch.float32:
+        tokenizer = copy.deepcopy(tokenizer).float()
+    found = encode_dataset(tokenizer, dataset, progress=progress)
     return torch.from_numpy(found.tokens[0].astype("int64")), torch.from_numpy(found.labels)
 
 

@@ -5,7 +5,7 @@ AVX-512. Its activations must be *unsigned*: signed ones fall to a scalar refere
 :func:`torch._int_mm`, CPU and CUDA. ``plain``: float32 in slices that cannot round, anywhere.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import torch
@@ -25,7 +25,8 @@ _UNPACK_SLICE = 512
 def available_kernels(device_type: str = "cpu") -> tuple[Kernel, ...]:
     """Kernels that give exact products on this kind of device, the fastest first.
 
-    Each was tried with the largest codes, which shows saturating instructions, on its first use in the process.
+    Each is tried with the largest codes on the first call in a process: without VNNI, oneDNN's sums of pairs saturate
+    in silence (pytorch/pytorch#136746).
 
     Args:
         device_type: ``"cpu"``, ``"cuda"``, ...
@@ -83,7 +84,9 @@ def _plain(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.device.type != "cuda":
-        return torch._int_mm(a, b.t())
+        # oneDNN refuses leading dimensions below the width, and PyTorch leaves the answer unwritten then. It reads them
+        # from strides, which mean nothing along axes of length 1 (pytorch/pytorch#195066).
+        return _plain(a, b) if a.shape[1] == 1 else torch._int_mm(_canonical(a), _canonical(b).t())
     # cuBLAS takes more than 16 rows, and widths in multiples of 8.
     m, n, k = a.shape[0], b.shape[0], a.shape[1]
     rows, width, depth = max(24, _up_to_8(m)), _up_to_8(n), _up_to_8(k)
@@ -92,6 +95,12 @@ def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if (width, depth) != (n, k):
         b = torch.nn.functional.pad(b, (0, depth - k, 0, width - n))
     return torch._int_mm(a.contiguous(), b.contiguous().t())[:m, :n]
+
+
+def _canonical(matrix: torch.Tensor) -> torch.Tensor:
+    if matrix.stride() == (matrix.shape[1], 1):
+        return matrix
+    return torch.empty(matrix.shape, dtype=matrix.dtype).copy_(matrix)
 
 
 def _up_to_8(length: int) -> int:
@@ -133,11 +142,17 @@ def onednn_product(codes: torch.Tensor, packed: torch.Tensor, *, weight_scale: t
 
 
 def _onednn(codes: torch.Tensor, packed: torch.Tensor, weight_scale: torch.Tensor, zero_point: int) -> torch.Tensor:
-    zeros = torch.zeros(weight_scale.shape, dtype=torch.int32)
+    zeros = _zeros(weight_scale.shape[0])
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, zero_point, packed, weight_scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
+
+
+@lru_cache(maxsize=64)
+def _zeros(length: int) -> torch.Tensor:
+    """Zero points of symmetric weights; nobody writes to them."""
+    return torch.zeros(length, dtype=torch.int32)
 
 
 def _has_avx512() -> bool:

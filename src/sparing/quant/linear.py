@@ -236,7 +236,8 @@ def _quantize_tokens(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = torch.maximum(wide.amax(-1, keepdim=True), wide.amin(-1, keepdim=True).neg_()).div_(_LARGEST_CODE)
     scale.clamp_min_(torch.finfo(torch.float32).tiny)
     scaled = wide.div(scale) if rows.dtype == torch.float32 else wide.div_(scale)
-    return scaled.round_().to(torch.int8), scale
+    # In C order with plain strides, whatever the input's: the kernels read them.
+    return scaled.round_().to(torch.int8, memory_format=torch.contiguous_format), scale
 
 
 def _check(

@@ -17,7 +17,15 @@ from sparing.var.cost import layer_pairs
 from sparing.var.formats import linear_names
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan
 
-__all__ = ["Deployment", "DeviceDescription", "TechniqueEstimate", "analyze_deployment", "probe_device"]
+__all__ = [
+    "ADA_ONCE",
+    "Deployment",
+    "DeviceDescription",
+    "TechniqueEstimate",
+    "analyze_deployment",
+    "probe_device",
+    "technique_plans",
+]
 
 Precision = Literal["float32", "bfloat16", "int8"]
 _BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -169,34 +177,41 @@ def analyze_deployment(
     """
     if batch_size < 1:
         raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
-    empty = CompressionPlan(model=config, weights="")
-    base = Deployment(batch_size, precision=precision, ada_once=False, plan=empty)
+    base = Deployment(batch_size, precision=precision, ada_once=False)
+    none = _estimate("none", replace(base, plan=CompressionPlan(model=config, weights="")), device, config)
+    rows = [none]
+    for name, techniques in technique_plans(config, plan).items():
+        once = name in (ADA_ONCE, "all")
+        rows.append(_compared(_estimate(name, replace(base, ada_once=once, plan=techniques), device, config), none))
+    return rows
+
+
+ADA_ONCE = "adaptive norms once an image"
+"""The one technique without a plan: the engine always does it."""
+
+_INT8 = LinearFormat(weight_bits=8, activation_bits=8, real=True)
+
+
+def technique_plans(config: VARConfig, plan: CompressionPlan | None = None) -> dict[str, CompressionPlan]:
+    """Makes a plan for each technique alone, and one for all together.
+
+    Args:
+        config: the model.
+        plan: whose windows are taken; None leaves windows out.
+    """
+    empty = CompressionPlan(model=config, weights="" if plan is None else plan.weights)
     int8 = PrecisionPlan(linears=dict.fromkeys(linear_names(config), _INT8))
-    shared = SharingPlan(variant="output", first_scale=(0,) * config.depth)
     changes: dict[str, dict[str, object]] = {
-        "adaptive norms once an image": {},
-        "output shared across guidance": {"sharing": shared},
+        ADA_ONCE: {},
+        "output shared across guidance": {"sharing": SharingPlan(variant="output", first_scale=(0,) * config.depth)},
         "int8 linear layers": {"precision": int8},
         "int8 keys and values": {"precision": PrecisionPlan(kv_bits=8)},
     }
     if plan is not None and plan.windows is not None:
         changes["windows"] = {"windows": plan.windows}
-    rows: list[TechniqueEstimate] = []
-    everything: dict[str, object] = {}
-    for name, update in changes.items():
-        everything |= update
-        rows.append(
-            _estimate(name, replace(base, ada_once=not update, plan=empty.model_copy(update=update)), device, config)
-        )
-    everything["precision"] = int8.model_copy(update={"kv_bits": 8})
-    rows.append(
-        _estimate("all", replace(base, ada_once=True, plan=empty.model_copy(update=everything)), device, config)
-    )
-    none = _estimate("none", base, device, config)
-    return [none, *(_compared(row, none) for row in rows)]
-
-
-_INT8 = LinearFormat(weight_bits=8, activation_bits=8, real=True)
+    together = {key: value for update in changes.values() for key, value in update.items()}
+    changes["all"] = together | {"precision": int8.model_copy(update={"kv_bits": 8})}
+    return {name: empty.model_copy(update=update) for name, update in changes.items()}
 
 
 def _compared(row: TechniqueEstimate, none: TechniqueEstimate) -> TechniqueEstimate:

@@ -47,7 +47,7 @@ def save_figure(path: str | os.PathLike[str], figure: "Figure") -> None:
 
 def _heat(axes: "Axes", values: npt.NDArray[Any], *, title: str, x: str, y: str, low: float, high: float) -> None:
     image = axes.imshow(values, aspect="auto", vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(title=title, xlabel=x, ylabel=y, xticks=range(values.shape[1]), yticks=range(values.shape[0]))
     axes.figure.colorbar(image, ax=axes, shrink=0.85)
 
 
@@ -58,8 +58,8 @@ def draw_redundancy(report: RedundancyReport) -> "Figure":
         report: from :func:`~sparing.var.redundancy.measure_redundancy`.
 
     Returns:
-        A figure: locality by layer and scale, attention by segment, likeness across guidance, and the inputs of the four
-        kinds of linear layers.
+        A figure: locality by layer and scale, attention by segment, likeness across guidance, and the inputs of the
+        four kinds of linear layers.
     """
     figure, axes = _figure(2, 4, (17, 7.5))
     with np.errstate(invalid="ignore"):
@@ -123,7 +123,8 @@ def draw_front(
 
     Args:
         series: from a name to its (x, y) points.
-        x, y: names of the axes, with units.
+        x: name of the horizontal axis, with its unit.
+        y: name of the vertical axis.
         title: of the figure.
         log_y: logarithmic vertical axis.
     """

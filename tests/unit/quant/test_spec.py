@@ -25,9 +25,9 @@ def test_codes_by_hand():
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
-@pytest.mark.parametrize("format", ["dual_range", "dual_sqrt"])
-def test_dual_formats_use_every_code(bits, format):
-    spec = QuantSpec(bits=bits, format=format)
+@pytest.mark.parametrize("form", ["dual_range", "dual_sqrt"])
+def test_dual_formats_use_every_code(bits, form):
+    spec = QuantSpec(bits=bits, format=form)
     assert spec.code_max - spec.code_min + 1 == 2**bits
     assert spec.code_max >= 1
 

@@ -1,4 +1,5 @@
 """Putting a plan in force and taking it back."""
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
@@ -69,7 +70,9 @@ def test_a_second_plan_replaces_the_first(pipe, tiny):
 
 def test_a_plan_for_another_model(pipe, tiny):
     other = tiny.pipeline(depth=3, num_heads=4)
-    with pytest.raises(ConfigError, match="made for another model: depth is 2, the plan's 3; num_heads is 2, the plan's 4"):
+    with pytest.raises(
+        ConfigError, match="made for another model: depth is 2, the plan's 3; num_heads is 2, the plan's 4"
+    ):
         apply_(pipe, plan_for(other))
 
 

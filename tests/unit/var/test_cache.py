@@ -1,4 +1,5 @@
 """The cache of keys and values: what goes in comes out; eight bits within half a step."""
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
@@ -61,7 +62,10 @@ def test_eight_bits_of_zeros_and_of_whole_steps():
 
 def test_eight_bits_take_a_third_of_the_memory():
     assert cache(bits=8).nbytes == 2 * 2 * 3 * 20 * (4 + 4)
-    wide = {bits: KVCache(1, 1, 64, capacity=10, dtype=torch.bfloat16, device=torch.device("cpu"), bits=bits) for bits in (8, None)}
+    wide = {
+        bits: KVCache(1, 1, 64, capacity=10, dtype=torch.bfloat16, device=torch.device("cpu"), bits=bits)
+        for bits in (8, None)
+    }
     assert wide[8].nbytes == 2 * 10 * 68
     assert wide[None].nbytes == 2 * 10 * 128
 

@@ -118,14 +118,18 @@ def test_another_dtype(state):
     assert model.lvl_1L.dtype == torch.int64
 
 
-@pytest.mark.parametrize("key", ["head.weight", "pos_1LC", "lvl_embed.weight", "word_embed.weight", "blocks.0.ffn.fc1.weight"])
+@pytest.mark.parametrize(
+    "key", ["head.weight", "pos_1LC", "lvl_embed.weight", "word_embed.weight", "blocks.0.ffn.fc1.weight"]
+)
 def test_a_missing_key_that_settings_are_read_from(state, key):
     del state[key]
     with pytest.raises(FormatError, match=f"not a VAR transformer in the released layout: '{key}' is missing"):
         transformer_from(state)
 
 
-@pytest.mark.parametrize("key", ["lvl_1L", "blocks.1.attn.q_bias", "head_nm.ada_lin.1.bias", "blocks.0.attn.zero_k_bias"])
+@pytest.mark.parametrize(
+    "key", ["lvl_1L", "blocks.1.attn.q_bias", "head_nm.ada_lin.1.bias", "blocks.0.attn.zero_k_bias"]
+)
 def test_a_missing_key(state, key):
     del state[key]
     with pytest.raises(FormatError, match=f"state: {key} is missing in a VARTransformer"):
@@ -287,7 +291,9 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, wrapped):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"trainer": {"a": torch.ones(2)}}, {"epoch": 3}, {1: torch.ones(2)}, 5])
+@pytest.mark.parametrize(
+    "content", [[torch.ones(2)], {"trainer": {"a": torch.ones(2)}}, {"epoch": 3}, {1: torch.ones(2)}, 5]
+)
 def test_pickles_of_something_else(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(FormatError, match="expected a flat mapping from names to tensors"):

@@ -134,7 +134,9 @@ def test_the_cache_without_class_stops_growing_where_the_output_is_shared(tiny):
     assert cache_bytes(plan_for(model, sharing=sharing("output", 3, None))) == both * (130 + 14 + 2 * 130)
 
 
-@pytest.mark.parametrize("parts", [{}, {"first_scale": (0, 3), "variant": "output"}, {"first_scale": (3, 0), "variant": "map"}])
+@pytest.mark.parametrize(
+    "parts", [{}, {"first_scale": (0, 3), "variant": "output"}, {"first_scale": (3, 0), "variant": "map"}]
+)
 def test_eight_bit_keys_and_values(plain, tiny, parts):
     model = tiny.transformer()
     inputs = tiny.inputs(model.config)
@@ -200,7 +202,9 @@ def test_greedy_generation_follows_the_formulas(plain, tiny, cfg, part):
     elif part is not None and cfg:
         given = {"first_scale": (1, 4), "variant": part}
         parts = {"sharing": sharing(part, 1, 4)}
-    tokens, f_hat = Engine(model, plan=plan_for(model, **parts)).generate(LABELS, quantizer, SamplingSettings(cfg, 1, 1.0))
+    tokens, f_hat = Engine(model, plan=plan_for(model, **parts)).generate(
+        LABELS, quantizer, SamplingSettings(cfg, 1, 1.0)
+    )
     state = plain.arrays(quantizer)
     arrays = [t.numpy() for t in tokens]
     inputs = torch.from_numpy(plain.next_inputs(state, config.patch_nums, arrays))

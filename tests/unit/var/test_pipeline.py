@@ -264,7 +264,9 @@ def test_settings_that_are_none(pipe, tmp_path, data):
 def test_folders_of_something_else(tmp_path):
     with pytest.raises(FormatError, match=r"no config\.json; give a folder that save_pretrained wrote"):
         VARPipeline.from_pretrained(tmp_path)
-    with pytest.raises(ArgumentError, match="source: no folder 'owner/name'; a model on the hub is named hf://OWNER/NAME"):
+    with pytest.raises(
+        ArgumentError, match="source: no folder 'owner/name'; a model on the hub is named hf://OWNER/NAME"
+    ):
         VARPipeline.from_pretrained("owner/name")
 
 
@@ -353,12 +355,17 @@ def test_a_killed_save_leaves_the_old_model_or_the_new_one(tiny, tmp_path, old_p
     folders.mkdir()
     arguments = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", KILLED]
     arguments += [tmp_path / "old", tmp_path / "new", folders]
-    done = subprocess.run(arguments, text=True, capture_output=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        arguments, text=True, capture_output=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     last, code = map(int, done.stdout.split())
     assert code == 0
     assert last > 20
-    of = {"old": (weights_fingerprint(old.transformer), old.plan), "new": (weights_fingerprint(new.transformer), new.plan)}
+    of = {
+        "old": (weights_fingerprint(old.transformer), old.plan),
+        "new": (weights_fingerprint(new.transformer), new.plan),
+    }
     seen = []
     for step in range(1, last + 1):
         found = VARPipeline.from_pretrained(folders / str(step))

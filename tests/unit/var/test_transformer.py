@@ -109,7 +109,9 @@ def test_initial_weights_follow_the_recipe():
 
 
 def test_one_seed_gives_one_model():
-    config = VARConfig(depth=1, embed_dim=16, num_heads=2, num_classes=3, vocab_size=8, patch_nums=(1, 2), shared_adaln=True)
+    config = VARConfig(
+        depth=1, embed_dim=16, num_heads=2, num_classes=3, vocab_size=8, patch_nums=(1, 2), shared_adaln=True
+    )
     torch.manual_seed(7)
     first = VARTransformer(config, seed=1).state_dict()
     torch.manual_seed(8)

@@ -1,4 +1,5 @@
 """The tokenizer: shapes, what reaches what, refusals. Its numbers are those of tests/golden."""
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")

@@ -30,7 +30,9 @@ def explicit_band(num_queries, num_keys, width):
     """|i·N_k/N_q − j| < w for every pair, in whole numbers."""
     rows = []
     for i in range(num_queries):
-        rows.append([width == DENSE or abs(i * num_keys - j * num_queries) < width * num_queries for j in range(num_keys)])
+        rows.append(
+            [width == DENSE or abs(i * num_keys - j * num_queries) < width * num_queries for j in range(num_keys)]
+        )
     return np.array(rows)
 
 

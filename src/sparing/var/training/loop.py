@@ -203,7 +203,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), config.clip_norm)
         value, size = loss.detach().item(), norm.item()
         # Gradients too: a finite loss can have others, and their weights would go into a checkpoint.
