@@ -1,7 +1,7 @@
 """The rival: the operations of the published implementation, written afresh on our modules' weights.
 
 As published: adaptive norms at every scale, keys and values grown by concatenation, weights cast by autocast at every
-call, the whole codebook sorted for top-p. ``latency.py`` checks its greedy tokens against ours before anything is timed,
+call, the whole codebook sorted for top-p. Before anything is timed, ``latency.py`` checks its greedy tokens against ours,
 so that both sides do the same work.
 """
 

@@ -1,4 +1,4 @@
-"""`sparing var analyze` and `bench`: what is redundant, what each technique can save on a device, what it saves here."""
+"""`sparing var analyze` and `bench`: what is redundant, what leaving it out can save on a device, and saves here."""
 
 import argparse
 import dataclasses

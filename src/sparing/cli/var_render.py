@@ -6,7 +6,8 @@ from sparing.cli.render import print_pairs
 
 __all__ = ["print_change", "print_model", "print_plan", "print_quality", "print_training"]
 
-_MILLION, _GIGA, _MEGABYTE = 1e6, 1e9, 1e6
+_MILLION = 1e6
+_BITS = {"kv_bits": "keys and values", "attention_bits": "attention"}
 
 
 def print_model(found: dict[str, Any]) -> None:
@@ -21,10 +22,10 @@ def print_model(found: dict[str, Any]) -> None:
     if "cost" in found:
         rows |= _cost_rows(found["cost"])
     if "plan" in found:
-        rows |= {"plan": "none"} if found["plan"] is None else plan_rows(found["plan"])
+        rows |= {"plan": "none"} if found["plan"] is None else _plan_rows(found["plan"])
     if "cost_with_plan" in found:
         total = found["cost_with_plan"]["macs_total"]
-        rows["with the plan, an image"] = f"{_giga(total)}, {total / found['cost']['macs_total']:.1%} of the above"
+        rows["with the plan, an image"] = f"{_macs(total)}, {total / found['cost']['macs_total']:.1%} of the above"
     print_pairs(rows)
 
 
@@ -43,30 +44,39 @@ def _part_rows(part: str, found: dict[str, Any]) -> dict[str, str]:
     sides = ", ".join(map(str, found["patch_nums"]))
     return {
         part: made_of,
-        "  parameters": f"{count:,} ({count / _MILLION:.1f} M)",
-        "  in float32 / bfloat16": " / ".join(
-            f"{found['bytes'][t] / _MEGABYTE:,.1f} MB" for t in ("float32", "bfloat16")
-        ),
-        "  scales": f"{sides} ({found['num_tokens']:,} tokens)",
+        f"{part}, parameters": f"{count:,}" + f" ({count / _MILLION:.1f} M)" * (count >= _MILLION),
+        f"{part}, in float32 / bfloat16": " / ".join(_bytes(found["bytes"][t]) for t in ("float32", "bfloat16")),
+        f"{part}, scales": f"{sides} ({found['num_tokens']:,} tokens)",
     }
 
 
 def _cost_rows(cost: dict[str, Any]) -> dict[str, str]:
     total = cost["macs_total"]
-    kinds = {f"  {name}": f"{_giga(macs)} ({macs / total:.1%})" for name, macs in cost["macs"].items()}
+    kinds = {f"  {name}": f"{_macs(macs)} ({macs / total:.1%})" for name, macs in cost["macs"].items()}
     return {
-        "an image, with guidance": f"{_giga(total)} in the transformer; counted",
+        "an image, with guidance": f"{_macs(total)} in the transformer; counted",
         **kinds,
-        f"weights in {cost['dtype']}": f"{cost['weight_bytes'] / _MEGABYTE:,.1f} MB",
-        f"keys and values in {cost['dtype']}": f"{cost['cache_bytes'] / _MEGABYTE:,.1f} MB an image",
+        f"weights in {cost['dtype']}": _bytes(cost["weight_bytes"]),
+        f"keys and values in {cost['dtype']}": f"{_bytes(cost['cache_bytes'])} an image",
     }
 
 
-def _giga(macs: float) -> str:
-    return f"{macs / _GIGA:,.2f} G multiply-adds"
+def _scaled(value: float) -> str:
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {prefix}"
+    return f"{value:.4g} "
 
 
-def plan_rows(summary: dict[str, Any]) -> dict[str, str]:
+def _macs(value: float) -> str:
+    return f"{_scaled(value)} multiply-adds".replace("  ", " ")
+
+
+def _bytes(value: float) -> str:
+    return f"{_scaled(value)}B"
+
+
+def _plan_rows(summary: dict[str, Any]) -> dict[str, str]:
     """Names and values of what :func:`~sparing.cli.var_plan.plan_summary` gives."""
     windows, sharing, precision = summary["windows"], summary["sharing"], summary["precision"]
     rows = {
@@ -91,12 +101,9 @@ def _precision(precision: dict[str, Any]) -> str:
     return ", ".join(parts) or "as it is"
 
 
-_BITS = {"kv_bits": "keys and values", "attention_bits": "attention"}
-
-
 def print_plan(answer: dict[str, Any]) -> None:
     """Shows what `sparing var calibrate` wrote."""
-    rows = plan_rows(answer["plan"])
+    rows = _plan_rows(answer["plan"])
     rows["written"] = ", ".join(answer["files"])
     print_pairs(rows)
 
@@ -105,14 +112,14 @@ def print_change(answer: dict[str, Any]) -> None:
     """Shows what `sparing var compress` changed."""
     before, after = answer["before"], answer["after"]
     rows = {"written": answer["folder"]}
-    for name, key, unit, scale in (
-        ("attention", "attention_macs", "G multiply-adds an image", _GIGA),
-        ("transformer", "macs", "G multiply-adds an image", _GIGA),
-        ("weights", "weight_bytes", "MB", _MEGABYTE),
-        ("keys and values", "cache_bytes", "MB an image", _MEGABYTE),
+    for name, key, show in (
+        ("attention, an image", "attention_macs", _macs),
+        ("transformer, an image", "macs", _macs),
+        ("weights", "weight_bytes", _bytes),
+        ("keys and values, an image", "cache_bytes", _bytes),
     ):
         old, new = before[key], after[key]
-        rows[name] = f"{old / scale:,.4g} → {new / scale:,.4g} {unit} ({new / old - 1:+.1%})"
+        rows[name] = f"{show(old)} → {show(new)} ({new / old - 1:+.1%})"
     print_pairs(rows)
 
 

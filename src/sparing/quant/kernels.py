@@ -5,14 +5,22 @@ AVX-512. Its activations must be *unsigned*: signed ones fall to a scalar refere
 :func:`torch._int_mm`, CPU and CUDA. ``plain``: float32 in slices that cannot round, anywhere.
 """
 
-from functools import cache, lru_cache
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from sparing.errors import ArgumentError, DtypeError, ShapeError
 
-__all__ = ["Kernel", "available_kernels", "integer_matmul", "onednn_product", "pack_weight", "unpack_weight"]
+__all__ = [
+    "Kernel",
+    "PackedWeight",
+    "available_kernels",
+    "integer_matmul",
+    "onednn_product",
+    "pack_weight",
+    "unpack_weight",
+]
 
 Kernel = Literal["onednn", "int_mm", "plain"]
 
@@ -20,8 +28,10 @@ Kernel = Literal["onednn", "int_mm", "plain"]
 _EXACT_SLICE = 1024
 _UNPACK_SLICE = 512
 
+# Not functools.cache, which torch.compile would trace through.
+_found: dict[str, tuple[Kernel, ...]] = {}
 
-@cache
+
 def available_kernels(device_type: str = "cpu") -> tuple[Kernel, ...]:
     """Kernels that give exact products on this kind of device, the fastest first.
 
@@ -31,6 +41,12 @@ def available_kernels(device_type: str = "cpu") -> tuple[Kernel, ...]:
     Args:
         device_type: ``"cpu"``, ``"cuda"``, ...
     """
+    if device_type not in _found:
+        _found[device_type] = _try_kernels(device_type)
+    return _found[device_type]
+
+
+def _try_kernels(device_type: str) -> tuple[Kernel, ...]:
     found: list[Kernel] = []
     if device_type == "cpu" and _has_avx512() and _onednn_is_exact():
         found.append("onednn")
@@ -107,15 +123,28 @@ def _up_to_8(length: int) -> int:
     return -(-length // 8) * 8
 
 
-def pack_weight(codes: torch.Tensor) -> torch.Tensor:
-    """Reorders ``(n, k)`` int8 codes into oneDNN's own layout: an opaque tensor of about the same size."""
-    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
-    return packed
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in the layout that oneDNN chose.
+
+    Attributes:
+        data: opaque, about ``n * k`` bytes; its shape reads ``(k, n)``.
+        zero_points: ``(n,)``, int32, zero.
+    """
+
+    data: torch.Tensor
+    zero_points: torch.Tensor
 
 
-def unpack_weight(packed: torch.Tensor) -> torch.Tensor:
+def pack_weight(codes: torch.Tensor) -> PackedWeight:
+    """Reorders ``(n, k)`` int8 codes into oneDNN's own layout."""
+    data: torch.Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return PackedWeight(data, torch.zeros(codes.shape[0], dtype=torch.int32))
+
+
+def unpack_weight(packed: PackedWeight) -> torch.Tensor:
     """The ``(n, k)`` int8 codes of a packed weight, exactly: products with the unit vectors."""
-    depth, width = packed.shape
+    depth, width = packed.data.shape
     codes = torch.empty(width, depth, dtype=torch.int8)
     ones = torch.ones(width)
     for start in range(0, depth, _UNPACK_SLICE):
@@ -126,7 +155,7 @@ def unpack_weight(packed: torch.Tensor) -> torch.Tensor:
     return codes
 
 
-def onednn_product(codes: torch.Tensor, packed: torch.Tensor, *, weight_scale: torch.Tensor) -> torch.Tensor:
+def onednn_product(codes: torch.Tensor, packed: PackedWeight, *, weight_scale: torch.Tensor) -> torch.Tensor:
     """``codes @ weight.T * weight_scale``, summed in int32.
 
     Args:
@@ -141,18 +170,12 @@ def onednn_product(codes: torch.Tensor, packed: torch.Tensor, *, weight_scale: t
     return _onednn(codes.view(torch.uint8).bitwise_xor_(128), packed, weight_scale, 128)
 
 
-def _onednn(codes: torch.Tensor, packed: torch.Tensor, weight_scale: torch.Tensor, zero_point: int) -> torch.Tensor:
-    zeros = _zeros(weight_scale.shape[0])
+def _onednn(codes: torch.Tensor, packed: PackedWeight, weight_scale: torch.Tensor, zero_point: int) -> torch.Tensor:
+    data, zeros = packed.data, packed.zero_points
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, zero_point, packed, weight_scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        codes, 1.0, zero_point, data, weight_scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
-
-
-@lru_cache(maxsize=64)
-def _zeros(length: int) -> torch.Tensor:
-    """Zero points of symmetric weights; nobody writes to them."""
-    return torch.zeros(length, dtype=torch.int32)
 
 
 def _has_avx512() -> bool:

@@ -9,6 +9,7 @@ from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.quant.functional import dequantize, quantize
 from sparing.quant.kernels import (
     Kernel,
+    PackedWeight,
     available_kernels,
     integer_matmul,
     onednn_product,
@@ -36,7 +37,8 @@ class Int8Linear(nn.Module):
 
     On a CPU with AVX-512 the first call reorders the codes for oneDNN *in place of* the plain ones, so the layer keeps
     one byte a weight; saving, copying and moving bring the plain ones back. Calls from several threads are safe, except
-    together with those.
+    together with those. For :func:`torch.compile` on such a CPU choose the kernel ``"int_mm"``: Inductor takes no
+    weights that others packed.
 
     Args:
         weight_codes: ``(out, in)``, int8 in [-127, 127].
@@ -79,7 +81,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight_codes", weight_codes.detach().clone(memory_format=torch.contiguous_format))
         self.register_buffer("weight_scale", weight_scale.detach().float().clone())
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
-        self._packed: torch.Tensor | None = None
+        self._packed: PackedWeight | None = None
 
     @classmethod
     def from_linear(
@@ -199,7 +201,7 @@ class Int8Linear(nn.Module):
             )
         return self.kernel
 
-    def _pack(self) -> torch.Tensor:
+    def _pack(self) -> PackedWeight:
         codes, packed = self.weight_codes, self._packed
         if packed is None:
             # No codes: another thread has packed them since.

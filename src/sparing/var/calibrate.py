@@ -93,8 +93,10 @@ def plan_front(sensitivity: Sensitivity, *, precision: PrecisionPlan | None = No
     scale = max(float(e.max()) for e in errors) / max(float(m.max()) for m in macs)
     prices = np.concatenate([[0.0], np.geomspace(1e-7, 1e3, _NUM_PRICES)]) * max(scale, 1e-30)
     points: dict[tuple[int, ...], FrontPoint] = {}
-    for price in prices:
-        picks = tuple(int(np.argmin(e + price * m)) for e, m in zip(errors, macs, strict=True))
+    chosen_at = [tuple(int(np.argmin(e + price * m)) for e, m in zip(errors, macs, strict=True)) for price in prices]
+    # At any price at all: the least computation, and of equals the least divergence.
+    chosen_at.append(tuple(int(np.lexsort((e, m))[0]) for e, m in zip(errors, macs, strict=True)))
+    for picks in chosen_at:
         if picks in points:
             continue
         chosen = {layer: options[layer][pick] for layer, pick in enumerate(picks)}
@@ -147,11 +149,13 @@ def uniform_plan(
         precision: numbers; None leaves them.
 
     Raises:
-        ArgumentError: a τ that was not tried.
+        ArgumentError: a τ that was not tried, or no such scale.
     """
     model, taus = sensitivity.model, sensitivity.config.taus
     if tau is not None and tau not in taus:
         raise ArgumentError(f"tau: expected one of {taus}, got {tau}")
+    if first_shared is not None and not 0 <= first_shared < len(model.patch_nums):
+        raise ArgumentError(f"first_shared: expected 0 to {len(model.patch_nums) - 1}, or None, got {first_shared}")
     layers = range(model.depth)
     return with_options(
         CompressionPlan(model=model, weights=sensitivity.weights, precision=precision),
@@ -188,7 +192,8 @@ def calibrate(
 
     Raises:
         ArgumentError: a budget out of range, or one that nothing meets.
-        ShapeError: data that does not fit the model.
+        ShapeError, DtypeError, ArgumentError: data that does not fit the model.
+        FormatError: the cache is another file, or an altered one.
     """
     _check_budget(budget)
     config = config or CalibrationConfig()

@@ -7,6 +7,7 @@ everywhere, together remove 1 − (1 − r)/2.
 
 from dataclasses import dataclass
 
+from sparing.errors import ArgumentError
 from sparing.var.config import VARConfig
 from sparing.var.plan import CompressionPlan
 from sparing.var.windows import kept_pairs
@@ -49,7 +50,7 @@ class ModelCost:
         linear_macs: multiply-adds of the linear layers, by kind: qkv, proj, fc1, fc2, ada_lin, head, word_embed.
         attention: of QKᵀ and AV.
         macs: all of them.
-        weight_bytes: of the linear layers and embeddings in their formats.
+        weight_bytes: of all parameters, the linear layers in their formats.
         cache_bytes: keys and values of one image.
     """
 
@@ -136,8 +137,13 @@ def model_cost(
         config: the model.
         plan: what is left out; None for nothing.
         guided: whether images are also computed without their class.
-        dtype: of weights and cache that the plan does not round.
+        dtype: of weights and cache that the plan does not round: float32, bfloat16 or float16.
+
+    Raises:
+        ArgumentError: another dtype.
     """
+    if dtype not in _FLOAT_BITS:
+        raise ArgumentError(f"dtype: expected one of {', '.join(_FLOAT_BITS)}, got {dtype!r}")
     branches = 2 if guided else 1
     width, tokens = config.embed_dim, config.num_tokens
     shapes = {
@@ -188,10 +194,13 @@ def _weight_bytes(config: VARConfig, plan: CompressionPlan | None, dtype: str) -
     for name, (inputs, outputs) in layers.items():
         form = formats.get(name)
         rounded = None if form is None else form.weight_bits
-        # A float32 step for each output of a rounded weight.
-        total += inputs * outputs * (rounded or bits) + outputs * (bits + (32 if rounded else 0))
+        # A float32 step for each output of a rounded weight; layers with integer products keep their bias in float32.
+        bias = 32 if form is not None and form.real else bits
+        total += inputs * outputs * (rounded or bits) + outputs * (bias + (32 if rounded else 0))
     others = (config.num_classes + 1 + config.num_tokens + len(config.patch_nums) + config.scale_sizes[0]) * width
-    others += 2 * width * width + (6 * width * width if config.shared_adaln else 0)
+    others += 2 * width * (width + 1) + (config.depth * config.num_heads if config.l2_norm else 0)
+    if config.shared_adaln:
+        others += 6 * width * (width + 1 + config.depth)
     return (total + others * bits) // 8
 
 

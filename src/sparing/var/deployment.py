@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from sparing.errors import ArgumentError
+from sparing.errors import ArgumentError, ConfigError
 from sparing.var.config import VARConfig
-from sparing.var.cost import layer_pairs
+from sparing.var.cost import layer_pairs, model_cost
 from sparing.var.formats import linear_names
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan
 
@@ -173,10 +173,15 @@ def analyze_deployment(
         A row "none", one for each technique, and "all".
 
     Raises:
-        ArgumentError: a batch size below 1.
+        ArgumentError: a batch size below 1, or a device without a number for one of the precisions.
+        ConfigError: a plan for another model.
     """
     if batch_size < 1:
         raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
+    if missing := {precision, "int8"} - device.flops.keys():
+        raise ArgumentError(f"device: flops of {device.name!r} has no number for {', '.join(sorted(missing))}")
+    if plan is not None and plan.model != config:
+        raise ConfigError("plan: made for a model with other settings")
     base = Deployment(batch_size, precision=precision, ada_once=False)
     none = _estimate("none", replace(base, plan=CompressionPlan(model=config, weights="")), device, config)
     rows = [none]
@@ -265,21 +270,23 @@ def _estimate(name: str, run: Deployment, device: DeviceDescription, config: VAR
             total.time_s += max(2 * macs / device.flops[run.precision], traffic / device.bandwidth) + device.overhead_s
             if not config.shared_adaln and (scale == 0 or not run.ada_once):
                 product(run.batch_size * branches, width, 6 * width, of_layer["ada_lin"], 6 * width * width)
-    head = "int8" if "head" in formats else run.precision
-    weight_bytes += width * config.vocab_size * _BYTES[head]
-    for tokens in config.scale_sizes:
-        product(run.batch_size * branches * tokens, width, config.vocab_size, head, width * config.vocab_size)
-    cache = _cache_bytes(config, run, plan, kv_bytes)
+    weight_bytes += 2 * width * width * _BYTES[run.precision]
+    if config.shared_adaln:
+        weight_bytes += 6 * width * width * _BYTES[run.precision]
+        product(run.batch_size * branches, width, 6 * width, run.precision, 6 * width * width)
+    ends = {"word_embed": (config.z_channels, width), "head": (width, config.vocab_size)}
+    of_ends = {kind: "int8" if kind in formats else run.precision for kind in ends}
+    weight_bytes += sum(a * b * _BYTES[of_ends[kind]] for kind, (a, b) in ends.items())
+    for scale, tokens in enumerate(config.scale_sizes):
+        if scale == 0 or not run.ada_once:
+            product(run.batch_size * branches, width, 2 * width, run.precision, 2 * width * width)
+        for kind, (inputs, outputs) in ends.items():
+            # The first token is the class; the others are embedded once for both branches.
+            halves = branches if kind == "head" else min(scale, 1)
+            if halves:
+                product(run.batch_size * halves * tokens, inputs, outputs, of_ends[kind], inputs * outputs)
+    cache = run.batch_size * model_cost(config, plan, guided=run.guided, dtype=run.precision).cache_bytes
     fits = weight_bytes + cache <= device.memory_bytes
     return TechniqueEstimate(
         name, total.macs, total.traffic, weight_bytes, cache, total.time_s, 0.0, fits=fits, pays=False
     )
-
-
-def _cache_bytes(config: VARConfig, run: Deployment, plan: CompressionPlan, kv_bytes: int) -> int:
-    total = 0
-    for layer in range(config.depth):
-        first = None if plan.sharing is None else plan.sharing.first_scale[layer]
-        own = config.num_tokens if first is None else config.scale_starts[first]
-        total += (config.num_tokens + (own if run.guided else 0)) * 2 * config.embed_dim * kv_bytes
-    return total * run.batch_size

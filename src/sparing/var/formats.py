@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparing.errors import ArgumentError
 from sparing.quant import FakeQuantLinear, Int8Linear, QuantSpec, fake_quantize
-from sparing.var.config import VARConfig
+from sparing.var.config import VARConfig, validated
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
 
 __all__ = ["LINEAR_KINDS", "attention_rounding", "linear_names", "make_linear", "precision_plan"]
@@ -65,12 +65,18 @@ def precision_plan(
 
     Returns:
         The plan.
+
+    Raises:
+        ArgumentError: an unknown kind.
+        ConfigError: bits out of range, or integer products of other than 8 bits.
     """
-    form = LinearFormat(weight_bits=weight_bits, activation_bits=activation_bits, real=real)
+    kinds = tuple(kinds)
+    fields = {"weight_bits": weight_bits, "activation_bits": activation_bits, "real": real}
+    form = validated(LinearFormat, fields)
     linears = dict.fromkeys(linear_names(config, (kind for kind in kinds if kind != "fc2")), form)
-    if fc2 is not None and "fc2" in tuple(kinds):
+    if fc2 is not None and "fc2" in kinds:
         linears |= dict.fromkeys(linear_names(config, ("fc2",)), fc2)
-    return PrecisionPlan.model_validate({"linears": linears, "kv_bits": kv_bits, "attention_bits": attention_bits})
+    return validated(PrecisionPlan, {"linears": linears, "kv_bits": kv_bits, "attention_bits": attention_bits})
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, form: LinearFormat | None, *, dtype: torch.dtype) -> nn.Module:

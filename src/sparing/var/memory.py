@@ -30,6 +30,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.peak_bytes: int | None = None
+        self._is_reset = False
 
     def __enter__(self) -> Self:
         if self.device.type == "cuda":
@@ -37,6 +38,7 @@ class PeakMemory:
         else:
             with contextlib.suppress(OSError):
                 _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+                self._is_reset = True
         return self
 
     def __exit__(
@@ -44,6 +46,9 @@ class PeakMemory:
     ) -> None:
         if self.device.type == "cuda":
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
+            return
+        # Where the peak could not be set back, it may be that of work before.
+        if not self._is_reset:
             return
         with contextlib.suppress(OSError):
             found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="ascii", errors="replace"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparing.errors import MissingExtraError
+from sparing.errors import ArgumentError, MissingExtraError
 from sparing.runs.atomic import replace_file
 from sparing.var.deployment import TechniqueEstimate
 from sparing.var.redundancy import RedundancyReport
@@ -33,14 +33,23 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure
 
 
 def save_figure(path: str | os.PathLike[str], figure: "Figure") -> None:
-    """Writes a figure as PNG or SVG, by the path's ending, replacing the file as a whole."""
+    """Writes a figure as PNG or SVG, by the path's ending (none: PNG), replacing the file as a whole.
+
+    The same figure gives the same bytes.
+
+    Raises:
+        ArgumentError: another ending.
+        OSError: the file cannot be written; an older one is unchanged.
+    """
+    from matplotlib import rc_context
+
+    kind = Path(path).suffix.removeprefix(".").lower() or "png"
+    if kind not in ("png", "svg"):
+        raise ArgumentError(f"path: expected the ending .png or .svg, got {Path(path).name!r}")
     buffer = BytesIO()
-    figure.savefig(
-        buffer,
-        format=Path(path).suffix.removeprefix(".") or "png",
-        dpi=_DPI,
-        metadata={"Date": None} if Path(path).suffix == ".svg" else None,
-    )
+    # An SVG names its parts by numbers from this word, or else at random.
+    with rc_context({"svg.hashsalt": "sparing"}):
+        figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
     with replace_file(path) as file:
         file.write(buffer.getvalue())
 
@@ -137,5 +146,6 @@ def draw_front(
     if log_y:
         place.set_yscale("log")
     place.grid(alpha=0.3)
-    place.legend()
+    if series:
+        place.legend()
     return figure

@@ -17,6 +17,7 @@ from torch import Tensor
 from sparing.errors import ArgumentError, NonFiniteError, ShapeError
 from sparing.runs.progress import Progress
 from sparing.var.pipeline import VARPipeline
+from sparing.var.sensitivity import check_data
 
 __all__ = [
     "QualityReport",
@@ -45,11 +46,7 @@ def frechet_distance(a: Features, b: Features) -> float:
         ShapeError: other axes, or too few rows.
         NonFiniteError: NaN or infinity.
     """
-    for name, x in (("a", a), ("b", b)):
-        if x.ndim != 2 or len(x) < 2 or x.shape[1] != a.shape[1]:
-            raise ShapeError(f"{name}: expected (n ≥ 2, {a.shape[1] if a.ndim == 2 else 'd'}), got {x.shape}")
-        if not np.isfinite(x).all():
-            raise NonFiniteError(f"{name}: features hold NaN or infinity")
+    _check_features(a=a, b=b)
     mean_a, mean_b = a.mean(0, dtype=np.float64), b.mean(0, dtype=np.float64)
     cov_a, cov_b = (np.atleast_2d(np.cov(x.astype(np.float64), rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(cov_a)
@@ -57,6 +54,16 @@ def frechet_distance(a: Features, b: Features) -> float:
     middle = np.linalg.eigvalsh(root @ cov_b @ root)
     trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.clip(middle, 0, None)).sum()
     return float(max(np.square(mean_a - mean_b).sum() + trace, 0.0))
+
+
+def _check_features(**sets: Features) -> None:
+    width: int | None = None
+    for name, x in sets.items():
+        if x.ndim != 2 or len(x) < 2 or x.shape[1] != (width or x.shape[1]):
+            raise ShapeError(f"{name}: expected (n ≥ 2, {width or 'd'}), got {x.shape}")
+        if not np.isfinite(x).all():
+            raise NonFiniteError(f"{name}: features hold NaN or infinity")
+        width = x.shape[1]
 
 
 def precision_recall(real: Features, drawn: Features, *, neighbours: int = 3, chunk: int = 1000) -> tuple[float, float]:
@@ -72,10 +79,17 @@ def precision_recall(real: Features, drawn: Features, *, neighbours: int = 3, ch
         Precision and recall, 0 to 1. O(n·m·d).
 
     Raises:
-        ArgumentError: fewer images than neighbours.
+        ArgumentError: no neighbours, or no more images than neighbours.
+        ShapeError: other axes.
+        NonFiniteError: NaN or infinity.
     """
+    _check_features(real=real, drawn=drawn)
+    if neighbours < 1 or chunk < 1:
+        raise ArgumentError(f"neighbours, chunk: expected at least 1, got {neighbours} and {chunk}")
     if min(len(real), len(drawn)) <= neighbours:
-        raise ArgumentError(f"real, drawn: expected more than {neighbours} images each")
+        raise ArgumentError(
+            f"real, drawn: expected more than {neighbours} images each, got {len(real)} and {len(drawn)}"
+        )
     sets = [torch.from_numpy(np.ascontiguousarray(x)).float() for x in (real, drawn)]
     radii = [
         torch.cat([torch.cdist(part, x).kthvalue(neighbours + 1, 1).values for part in x.split(chunk)]) for x in sets
@@ -143,6 +157,9 @@ def draw_samples(
         seed: batch i is drawn with (seed, i), so that two pipelines are compared on the same seeds.
         batch_size: images at once; part of the seeds' meaning.
         progress: called with ``("drawing", done, num_samples)``.
+
+    Raises:
+        ArgumentError: fewer than one image, or settings out of range.
     """
     if num_samples < 1 or batch_size < 1:
         raise ArgumentError(f"num_samples, batch_size: expected at least 1, got {num_samples} and {batch_size}")
@@ -204,16 +221,19 @@ def cross_entropy(
         batch_size: images at once.
 
     Returns:
-        (scales,).
+        (scales,). What is shared across guidance does not show: it is the other rows that take it.
+
+    Raises:
+        ShapeError, DtypeError, ArgumentError: tokens or labels that do not fit the model.
     """
     config = pipe.transformer.config
+    check_data(tokens, labels, config)
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
     total = np.zeros(len(config.patch_nums))
     for rows in torch.arange(len(tokens)).split(batch_size):
-        parts = tokens[rows].to(pipe.device).split(config.scale_sizes, 1)
+        parts = tokens[rows].to(pipe.device).long().split(config.scale_sizes, 1)
         inputs = pipe.tokenizer.quantize.next_inputs(parts)
-        # With guidance rows, so that what is shared across guidance is shared here too.
-        steps = pipe.engine.teach(labels[rows].to(pipe.device), inputs, guided=True)
-        for scale, logits in enumerate(steps):
-            cond = logits[: len(rows)]
-            total[scale] += F.cross_entropy(cond.flatten(0, 1), parts[scale].flatten()).item() * len(rows)
+        for scale, logits in enumerate(pipe.engine.teach(labels[rows].to(pipe.device), inputs, guided=False)):
+            total[scale] += F.cross_entropy(logits.flatten(0, 1), parts[scale].flatten()).item() * len(rows)
     return total / len(tokens)

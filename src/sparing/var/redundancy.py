@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparing.errors import ArgumentError
 from sparing.runs.progress import Progress
+from sparing.var.config import validated
 from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline
-from sparing.var.sensitivity import CalibrationConfig, calibration_images
+from sparing.var.sensitivity import CalibrationConfig, calibration_images, check_data, plain_engine
 from sparing.var.windows import band
 
 __all__ = ["ActivationSummary", "RedundancyReport", "measure_redundancy"]
@@ -25,6 +25,7 @@ __all__ = ["ActivationSummary", "RedundancyReport", "measure_redundancy"]
 _LINEARS = ("qkv", "proj", "fc1", "fc2")
 _QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
 _HISTOGRAM_BINS = 80
+_VALUES_A_CALL = 512
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class RedundancyReport:
             the narrow band around the query's own place; NaN where k > s.
         segment_mass: (layers, heads, scales, segments) share of scale s's attention paid to segment k; NaN where k > s.
         guidance_similarity: (layers, scales) mean cosine of the attention's outputs with and without the class.
-        guidance_error: (layers, scales) norm of their difference over the norm of the output without the class.
+        guidance_error: (layers, scales) norm of their difference over the norm of the output without the class, all
+            images together.
         activations: one for each kind of linear layer.
         num_images: images looked at.
     """
@@ -93,13 +95,13 @@ def measure_redundancy(
         The three observations.
 
     Raises:
-        ArgumentError: no images.
+        ShapeError, DtypeError, ArgumentError: tokens or labels that do not fit the model.
+        ConfigError: numbers out of range, or the model's original weights were freed.
     """
-    config = CalibrationConfig(num_images=num_images, batch_size=batch_size, seed=seed)
+    config = validated(CalibrationConfig, {"num_images": num_images, "batch_size": batch_size, "seed": seed})
+    engine = plain_engine(pipe)
     tokens, labels = calibration_images(pipe, config) if data is None else data
-    if not len(tokens):
-        raise ArgumentError("data: expected at least one image, got none")
-    engine = Engine(pipe.transformer)
+    check_data(tokens, labels, engine.config)
     watch = _Watch(engine)
     engine.watch(watch.see)
     hooks = [
@@ -113,7 +115,6 @@ def measure_redundancy(
             inputs = pipe.tokenizer.quantize.next_inputs(parts)
             for _ in engine.teach(labels[rows].to(pipe.device), inputs):
                 pass
-            watch.passes += 1
             if progress is not None:
                 progress("analyzing", int(rows[-1]) + 1, len(tokens))
     finally:
@@ -129,20 +130,22 @@ class _Watch:
     def __init__(self, engine: Engine) -> None:
         config = engine.config
         scales = len(config.patch_nums)
-        self.config, self.passes = config, 0
+        self.config = config
         shape = (config.depth, config.num_heads, scales, scales)
         self.local, self.mass = np.full(shape, np.nan), np.full(shape, np.nan)
-        self.similarity, self.error = np.zeros((2, config.depth, scales))
+        self.similarity, self.difference, self.norm = np.zeros((3, config.depth, scales))
+        self.generator = torch.Generator().manual_seed(0)
         self.bands: dict[tuple[int, int, torch.device], Tensor] = {}
         self.values: dict[str, list[Tensor]] = {kind: [] for kind in _LINEARS}
 
     def see(self, layer: int, scale: int, seen: dict[str, Tensor]) -> None:
         if "output" in seen:
             cond, uncond = seen["output"].float().chunk(2)
-            self.similarity[layer, scale] += float(F.cosine_similarity(cond, uncond, dim=-1).mean())
-            self.error[layer, scale] += float((cond - uncond).norm() / uncond.norm())
+            self.similarity[layer, scale] += float(F.cosine_similarity(cond, uncond, dim=-1).mean(1).sum())
+            self.difference[layer, scale] += float((cond - uncond).square().sum())
+            self.norm[layer, scale] += float(uncond.square().sum())
             return
-        rows = seen["map"].mean(0)
+        rows = seen["map"].sum(0)
         starts = self.config.scale_starts
         for segment in range(scale + 1):
             block = rows[:, :, starts[segment] : starts[segment + 1]]
@@ -164,19 +167,23 @@ class _Watch:
     def inputs(self, kind: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             flat = args[0].detach().flatten()
-            # Evenly spread values of every call: the same ones each time.
-            self.values[kind].append(flat[:: max(1, len(flat) // 512)].float().cpu())
+            # Drawn, the same ones each time; a fixed stride would meet only a few of the channels.
+            if len(flat) > _VALUES_A_CALL:
+                places = torch.randint(len(flat), (_VALUES_A_CALL,), generator=self.generator)
+                flat = flat[places.to(flat.device)]
+            self.values[kind].append(flat.float().cpu())
 
         return hook
 
     def report(self, num_images: int) -> RedundancyReport:
         with np.errstate(invalid="ignore", divide="ignore"):
             local = self.local / self.mass
+            error = np.sqrt(self.difference / self.norm)
         return RedundancyReport(
             local,
-            self.mass / self.passes,
-            self.similarity / self.passes,
-            self.error / self.passes,
+            self.mass / (2 * num_images),
+            self.similarity / num_images,
+            error,
             tuple(_summary(kind, torch.cat(values).double().numpy()) for kind, values in self.values.items()),
             num_images,
         )

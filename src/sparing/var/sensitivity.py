@@ -4,18 +4,19 @@ The measure is the divergence of the guided distributions of the next token, in 
 scales given: images drawn with the same seed part ways after one flipped token, so comparing those would measure luck.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from sparing.errors import ArgumentError, ConfigError, FormatError, ShapeError
+from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, ShapeError
 from sparing.runs.atomic import replace_file
 from sparing.runs.progress import Progress
 from sparing.var.config import VARConfig
@@ -30,12 +31,15 @@ __all__ = [
     "CalibrationConfig",
     "Sensitivity",
     "calibration_images",
+    "check_data",
     "divergence",
     "load_sensitivity",
     "measure_sensitivity",
+    "plain_engine",
     "with_options",
 ]
 
+_Divergence = Annotated[float, Field(ge=0)]
 _WindowsOfLayer = tuple[tuple[tuple[Annotated[int, Field(ge=DENSE)], ...], ...] | None, ...]
 
 
@@ -58,7 +62,7 @@ class CalibrationConfig(BaseModel):
     taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
     maps: Literal["union", "average"] = "average"
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.003
-    floors: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (
+    floors: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (
         0.03,
         0.03,
         0.03,
@@ -83,6 +87,7 @@ class Sensitivity(BaseModel):
     Attributes:
         model, weights: of which model.
         config: what was tried.
+        images: fingerprint of what it was measured on; "" where a file does not say.
         windows: for each layer and each τ the windows of all scales.
         window_divergence: (layers, τ) nats a token.
         share_divergence: (layers, scales) nats a token when the layer shares from that scale on.
@@ -95,9 +100,28 @@ class Sensitivity(BaseModel):
     model: VARConfig
     weights: str
     config: CalibrationConfig
+    images: str = ""
     windows: tuple[tuple[_WindowsOfLayer, ...], ...]
-    window_divergence: tuple[tuple[float, ...], ...]
-    share_divergence: tuple[tuple[float, ...], ...]
+    window_divergence: tuple[tuple[_Divergence, ...], ...]
+    share_divergence: tuple[tuple[_Divergence, ...], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        depth, taus, scales = self.model.depth, len(self.config.taus), len(self.model.patch_nums)
+        shared = 0 if self.config.sharing is None else scales
+        for name, length in (("windows", taus), ("window_divergence", taus), ("share_divergence", shared)):
+            rows = getattr(self, name)
+            if len(rows) != depth or any(len(row) != length for row in rows):
+                raise ValueError(f"{name}: expected {depth} layers of {length}")
+        for layer in (of_tau for of_layer in self.windows for of_tau in of_layer):
+            if len(layer) != scales:
+                raise ValueError(f"windows: expected {scales} scales")
+            for scale, widths in enumerate(layer):
+                segments = scale + 1 - first_windowed(scale)
+                heads = self.model.num_heads
+                if widths is not None and (len(widths) != segments or any(len(row) != heads for row in widths)):
+                    raise ValueError(f"windows: expected ({segments}, {heads}) widths at scale {scale}")
+        return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it as JSON, replacing the file as a whole."""
@@ -110,11 +134,14 @@ def load_sensitivity(path: str | os.PathLike[str]) -> Sensitivity:
 
     Raises:
         FormatError: another file, or an altered one.
+        OSError: the file cannot be read.
     """
     try:
         return Sensitivity.model_validate_json(Path(path).read_bytes())
     except ValidationError as error:
-        raise FormatError(f"{Path(path).name}: not a saved sensitivity: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "file"
+        raise FormatError(f"{Path(path).name}: not a saved sensitivity: {place}: {first['msg']}") from None
 
 
 def measure_sensitivity(
@@ -131,24 +158,29 @@ def measure_sensitivity(
         pipe: the model; a plan in force on it is left aside.
         config: what to try; None for the defaults.
         data: tokens (n, L) int64 and labels (n,) of real images; None draws images with the model itself.
-        cache: a file that keeps the result: read if it fits this model and these settings, else written.
+        cache: a file that keeps the result: read if it fits this model, these settings and this data, else written.
         progress: called with ``("calibrating", done, passes)``.
 
     Returns:
         The divergences. Cost: about layers · (len(taus) + scales) teacher-forced passes over the images.
 
     Raises:
-        ShapeError, ArgumentError: tokens or labels that do not fit the model.
+        ShapeError, DtypeError, ArgumentError: tokens or labels that do not fit the model; or no folder for the cache.
+        FormatError: the cache is another file, or an altered one; it is not overwritten.
+        ConfigError: the model's original weights were freed.
     """
     config, model = config or CalibrationConfig(), pipe.transformer.config
-    weights = weights_fingerprint(pipe.transformer)
+    engine = plain_engine(pipe)
+    if data is not None:
+        check_data(*data, model)
+    weights, images = weights_fingerprint(pipe.transformer), _images_fingerprint(pipe, data)
+    if cache is not None and not Path(cache).absolute().parent.is_dir():
+        raise ArgumentError(f"cache: no folder {os.fspath(Path(cache).parent)!r} to keep it in")
     if cache is not None and Path(cache).is_file():
         found = load_sensitivity(cache)
-        if (found.model, found.weights, found.config) == (model, weights, config):
+        if (found.model, found.weights, found.config, found.images) == (model, weights, config, images):
             return found
-    engine = Engine(pipe.transformer)
     tokens, labels = calibration_images(pipe, config) if data is None else data
-    _check(tokens, labels, model)
     windows = _find_windows(pipe, engine, tokens, labels, config)
     plain = CompressionPlan(model=model, weights=weights)
     tried = [with_options(plain, windows=windows, tau_of={layer: t}) for layer, t in _layers_times(model, config.taus)]
@@ -163,6 +195,7 @@ def measure_sensitivity(
         model=model,
         weights=weights,
         config=config,
+        images=images,
         windows=windows,
         window_divergence=_rows(errors[:split].reshape(model.depth, -1)),
         share_divergence=_rows(errors[split:].reshape(model.depth, -1)) if config.sharing else ((),) * model.depth,
@@ -180,12 +213,49 @@ def _rows(values: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(v) for v in row) for row in values)
 
 
-def _check(tokens: Tensor, labels: Tensor, model: VARConfig) -> None:
-    if tokens.ndim != 2 or tokens.shape[1] != model.num_tokens or len(tokens) != len(labels):
-        raise ShapeError(f"data: expected tokens (n, {model.num_tokens}) and n labels, got {tuple(tokens.shape)}")
-    if int(tokens.min()) < 0 or int(tokens.max()) >= model.vocab_size:
-        raise ArgumentError(f"data: expected tokens in 0..{model.vocab_size - 1}, got up to {int(tokens.max())}")
+def check_data(tokens: Tensor, labels: Tensor, model: VARConfig) -> None:
+    """Refuses images that do not fit a model.
+
+    Args:
+        tokens: (n, L) integers.
+        labels: (n,) integers.
+        model: settings of the model.
+
+    Raises:
+        ShapeError: other axes, another length, or no images.
+        DtypeError: not integers.
+        ArgumentError: a code or a class that the model does not have.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] != model.num_tokens or not len(tokens) or len(tokens) != len(labels):
+        raise ShapeError(
+            f"data: expected tokens (n, {model.num_tokens}) and n labels, n ≥ 1; "
+            f"got {tuple(tokens.shape)} and {tuple(labels.shape)}"
+        )
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise DtypeError(f"data: expected tokens that are integers, got {tokens.dtype}")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= model.vocab_size:
+        raise ArgumentError(f"data: expected tokens in 0..{model.vocab_size - 1}, got {low} to {high}")
     check_labels(labels, model.num_classes)
+
+
+def plain_engine(pipe: VARPipeline) -> Engine:
+    """Returns an engine of its own for a pipeline's model, without the plan in force.
+
+    Raises:
+        ConfigError: the model's original weights were freed.
+    """
+    if any(not p.numel() for p in pipe.transformer.parameters()):
+        raise ConfigError("pipe: its original weights were freed when a plan was applied; load the model again")
+    return Engine(pipe.transformer)
+
+
+def _images_fingerprint(pipe: VARPipeline, data: tuple[Tensor, Tensor] | None) -> str:
+    """16 hexadecimal digits of the images, and of the codes by which the model reads them."""
+    digest = hashlib.sha256(b"drawn" if data is None else b"given")
+    for t in (*pipe.tokenizer.quantize.parameters(), *(data or ())):
+        digest.update((t.detach().float() if t.is_floating_point() else t.long()).cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def calibration_images(pipe: VARPipeline, config: CalibrationConfig) -> tuple[Tensor, Tensor]:
@@ -197,8 +267,11 @@ def calibration_images(pipe: VARPipeline, config: CalibrationConfig) -> tuple[Te
 
     Returns:
         Tokens (n, L) int64 and labels (n,) int64.
+
+    Raises:
+        ConfigError: the model's original weights were freed.
     """
-    engine = Engine(pipe.transformer)
+    engine = plain_engine(pipe)
     settings = SamplingSettings(config.guidance_scale, min(900, engine.config.vocab_size), 0.96)
     labels = torch.arange(config.num_images, device=pipe.device) % engine.config.num_classes
     generator = torch.Generator(pipe.device).manual_seed(config.seed)
@@ -308,12 +381,16 @@ def divergence(
 
     Returns:
         For each plan the mean of KL(without plan ‖ with plan), in nats a token, at least 0; or (scales,) of them.
+
+    Raises:
+        ShapeError, DtypeError, ArgumentError: tokens or labels that do not fit the model.
+        ConfigError: plans of another model, or the model's original weights were freed.
     """
-    model = pipe.transformer.config
+    model, plain = pipe.transformer.config, plain_engine(pipe)
+    check_data(tokens, labels, model)
     if any(plan.model != model for plan in plans):
         raise ConfigError("plans: expected plans of this model")
     engines = [Engine(pipe.transformer, plan=plan) for plan in plans]
-    plain = Engine(pipe.transformer)
     totals = np.zeros((len(plans), len(model.patch_nums)))
     batches, done = torch.arange(len(tokens)).split(config.batch_size), 0
     for part in batches:

@@ -1,4 +1,4 @@
-"""Names and shapes of the released files, written down from the table in the model's description, not from our model."""
+"""Names and shapes of the released files, written down from their published table, not from our model."""
 
 import torch
 

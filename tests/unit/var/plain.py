@@ -252,7 +252,7 @@ def upsampled(state, patch_nums, tokens, scale):
 
 
 def quantize(state, patch_nums, latent, commitment=0.25):
-    """Tokens of each scale, f_hat after each scale, the loss, and how much nearer the nearest code was than the next."""
+    """Tokens of each scale, f_hat after each, the loss, and how much nearer the nearest code was than the next."""
     rest, f_hat = latent.copy(), np.zeros_like(latent)
     tokens, sums, margin, loss = [], [], np.inf, 0.0
     for scale, side in enumerate(patch_nums):

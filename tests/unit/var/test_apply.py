@@ -80,7 +80,7 @@ def test_a_plan_for_other_weights_leaves_the_old_one_in_force(pipe, tiny):
     plan = plan_for(pipe, sharing=SharingPlan(variant="output", first_scale=(0, 0)))
     apply_(pipe, plan)
     expected = logits_of(pipe, tiny)
-    with pytest.raises(ConfigError, match="made for other weights .*calibrate anew"):
+    with pytest.raises(ConfigError, match=r"made for other weights .*calibrate anew"):
         apply_(pipe, plan_for(tiny.pipeline(seed=1)))
     assert pipe.plan == plan
     assert torch.equal(logits_of(pipe, tiny), expected)

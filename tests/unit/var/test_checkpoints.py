@@ -2,6 +2,7 @@
 
 import os
 import pickle
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
@@ -143,7 +144,7 @@ def test_many_missing_keys_are_counted(state):
 
 
 def test_an_unknown_key(state):
-    with pytest.raises(FormatError, match="state: blocks.1.attn.extra is unknown in a VARTransformer"):
+    with pytest.raises(FormatError, match=r"state: blocks.1.attn.extra is unknown in a VARTransformer"):
         transformer_from({**state, "blocks.1.attn.extra": torch.zeros(3)})
 
 
@@ -156,12 +157,12 @@ def test_another_shape(state):
 def test_weights_that_are_no_numbers(state, value):
     state["blocks.1.ffn.fc2.bias"] = state["blocks.1.ffn.fc2.bias"].clone()
     state["blocks.1.ffn.fc2.bias"][7] = value
-    with pytest.raises(NonFiniteError, match="blocks.1.ffn.fc2.bias: NaN or infinity"):
+    with pytest.raises(NonFiniteError, match=r"blocks.1.ffn.fc2.bias: NaN or infinity"):
         transformer_from(state)
 
 
 def test_integers_where_numbers_are_expected(state):
-    with pytest.raises(DtypeError, match="head.bias: expected torch.float32, got torch.int64"):
+    with pytest.raises(DtypeError, match=r"head.bias: expected torch.float32, got torch.int64"):
         transformer_from({**state, "head.bias": torch.zeros(24, dtype=torch.int64)})
 
 
@@ -209,7 +210,7 @@ def test_a_refused_load_leaves_the_model_as_it_was(tiny, state):
 
 
 def test_a_transformer_is_no_tokenizer(tiny, state):
-    with pytest.raises(FormatError, match="not a VQVAE in the released layout: 'encoder.conv_in.weight' is missing"):
+    with pytest.raises(FormatError, match=r"not a VQVAE in the released layout: 'encoder.conv_in.weight' is missing"):
         tokenizer_from(state)
     with pytest.raises(FormatError, match="not a VAR transformer in the released layout"):
         transformer_from(tiny.tokenizer().state_dict())
@@ -286,7 +287,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, wrapped):
         torch.save({"a": torch.ones(2), "b": _Runs(str(target))}, file)
     else:
         file.write_bytes(pickle.dumps(_Runs(str(target))))
-    with pytest.raises(FormatError, match="model.pth: not a readable file of tensors"):
+    with pytest.raises(FormatError, match=r"model.pth: not a readable file of tensors"):
         read_state(file)
     assert not target.exists()
 
@@ -301,5 +302,5 @@ def test_pickles_of_something_else(tmp_path, content):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="model.pth: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"model.pth: no such file"):
         read_state(tmp_path / "model.pth")

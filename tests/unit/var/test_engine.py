@@ -147,17 +147,30 @@ def test_eight_bit_keys_and_values(plain, tiny, parts):
     assert error.mean() < 0.02
 
 
-def test_observer_sees_every_map(plain, tiny):
+def test_an_observer_sees_every_map_and_output(plain, tiny):
     model = tiny.transformer()
-    inputs = tiny.inputs(model.config)
+    config, inputs = model.config, tiny.inputs(model.config)
     engine, seen = Engine(model), {}
-    engine.watch(lambda layer, scale, tensors: seen.update({(layer, scale): tensors["map"]}))
+
+    def observer(layer, scale, tensors):
+        seen.update({(name, layer, scale): t for name, t in tensors.items()})
+
+    engine.watch(observer)
     watched = torch.cat(list(engine.teach(LABELS, inputs)), 1)
     assert_close(watched, expected_logits(plain, model, inputs))
-    assert sorted(seen) == [(layer, scale) for layer in range(2) for scale in range(6)]
-    for (_, scale), weights in seen.items():
-        assert weights.shape == (4, 2, model.config.scale_sizes[scale], model.config.scale_starts[scale + 1])
-        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    places = [(layer, scale) for layer in range(2) for scale in range(6)]
+    assert sorted(seen) == [(name, *place) for name in ("map", "output") for place in places]
+    # The first layer, by the formulas.
+    state, labels, x = plain.arrays(model), [*LABELS.tolist(), 5, 5], np.concatenate([inputs.double().numpy()] * 2)
+    six = np.moveaxis(plain.modulations(state, 0, labels), 2, 0)
+    x = plain.layer_norm(plain.embed(state, labels, x)) * (1 + six[2]) + six[4]
+    mask = plain.visible(config.patch_nums, 2)
+    maps = plain.attention_map(*plain.qkv(state, 0, x, 2)[:2], mask)
+    outputs = plain.attention(state, 0, x, mask, 2)
+    for scale in range(6):
+        begin, end = config.scale_starts[scale : scale + 2]
+        assert_close(seen["map", 0, scale], maps[:, :, begin:end, :end])
+        assert_close(seen["output", 0, scale], outputs[:, begin:end])
     seen.clear()
     engine.watch(None)
     list(engine.teach(LABELS, inputs))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
@@ -54,7 +55,7 @@ def test_output(pipe):
     assert output.images.shape == (2, 3, 16, 16)
     assert output.images.dtype == torch.uint8
     assert [t.shape for t in output.tokens] == [(2, p * p) for p in (1, 2, 3, 4, 6, 8)]
-    assert all(0 <= int(t.min()) and int(t.max()) < 24 for t in output.tokens)
+    assert all(int(t.min()) >= 0 and int(t.max()) < 24 for t in output.tokens)
     assert output.latency_s > 0
     assert output.peak_bytes is None or output.peak_bytes > 2**20
     assert len(output.images.unique()) > 20
@@ -257,7 +258,7 @@ def test_altered_settings(pipe, tmp_path, where, value, error, words):
 def test_settings_that_are_none(pipe, tmp_path, data):
     pipe.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(data)
-    with pytest.raises(FormatError, match="config.json: not "):
+    with pytest.raises(FormatError, match=r"config.json: not "):
         VARPipeline.from_pretrained(tmp_path)
 
 
@@ -316,7 +317,8 @@ def die_at(step):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **options)
         return call
-    for owner, names in {os: ["fsync", "open"], Path: ["open", "replace", "chmod", "mkdir", "unlink", "exists"]}.items():
+    calls = {os: ["fsync", "open"], Path: ["open", "replace", "chmod", "mkdir", "unlink", "exists"]}
+    for owner, names in calls.items():
         for name in names:
             setattr(owner, name, counted(getattr(owner, name)))
 

@@ -1,6 +1,7 @@
 """Plans: saved and loaded equal, refused where they are damaged or contradict themselves."""
 
 import json
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
@@ -23,7 +24,7 @@ def plan(tiny):
         precision=PrecisionPlan(
             linears={
                 "head": LinearFormat(weight_bits=8, activation_bits=8, real=True),
-                "blocks.0.fc2": LinearFormat(weight_bits=4, input_format="dual_range", hessian=True),
+                "blocks.0.fc2": LinearFormat(weight_bits=4, input_format="dual_range"),
             },
             kv_bits=8,
             attention_bits=6,
@@ -105,14 +106,14 @@ def test_truncated_plans(plan, tmp_path):
     text = file.read_bytes()
     for length in [0, 1, 2, *range(3, len(text) - 2, 97), len(text) - 3]:
         file.write_bytes(text[:length])
-        with pytest.raises(FormatError, match="plan.json: not a compression plan"):
+        with pytest.raises(FormatError, match=r"plan.json: not a compression plan"):
             load_plan(file)
 
 
 @pytest.mark.parametrize("data", [b"[1]", b"null", b"\xff\xfe\x00", b"[" * 100_000, b"{}"])
 def test_other_files(tmp_path, data):
     (tmp_path / "plan.json").write_bytes(data)
-    with pytest.raises(FormatError, match="plan.json: not a compression plan"):
+    with pytest.raises(FormatError, match=r"plan.json: not a compression plan"):
         load_plan(tmp_path / "plan.json")
 
 
@@ -122,5 +123,5 @@ def test_a_missing_file(tmp_path):
 
 
 def test_config_errors_name_field_and_value():
-    with pytest.raises(ConfigError, match="VARConfig: depth: .*got 'x'; num_heads"):
+    with pytest.raises(ConfigError, match=r"VARConfig: depth: .*got 'x'; num_heads"):
         validated(VARConfig, {"depth": "x", "embed_dim": 4})

@@ -28,12 +28,11 @@ SIX = (1, 2, 3, 4, 6, 8)
 
 def explicit_band(num_queries, num_keys, width):
     """|i·N_k/N_q − j| < w for every pair, in whole numbers."""
-    rows = []
-    for i in range(num_queries):
-        rows.append(
-            [width == DENSE or abs(i * num_keys - j * num_queries) < width * num_queries for j in range(num_keys)]
-        )
-    return np.array(rows)
+
+    def kept(i, j):
+        return width == DENSE or abs(i * num_keys - j * num_queries) < width * num_queries
+
+    return np.array([[kept(i, j) for j in range(num_keys)] for i in range(num_queries)])
 
 
 @st.composite

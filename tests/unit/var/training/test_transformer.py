@@ -51,7 +51,7 @@ def assert_same(first, second):
 def test_it_learns(fresh, tokenizer, tokens):
     before = {name: t.clone() for name, t in tokenizer.state_dict().items()}
     model = fresh()
-    result = train_transformer_(model, tokenizer, tokens, config=settings(steps=200))
+    result = train_transformer_(model, tokenizer, tokens, config=settings(steps=150))
     losses = [entry["loss"] for entry in result.history]
     assert losses[0] < math.log(24)
     assert losses[-1] < 0.5 * losses[0]
@@ -67,7 +67,7 @@ def test_it_learns(fresh, tokenizer, tokens):
 
 def test_the_loss_is_the_mean_cross_entropy_over_all_tokens(fresh, tokenizer, tokens):
     seen = {}
-    model = fresh(class_dropout=0.0)
+    model = fresh(class_dropout=0.0, depth=1)
     forward = model.forward
 
     def watched(labels, inputs):
@@ -115,19 +115,19 @@ def test_images_and_their_mirror_images_are_both_seen(fresh, tokenizer, tokens):
 
 @pytest.mark.parametrize("changes", [{}, {"shared_adaln": True}])
 def test_stopped_and_resumed_is_uninterrupted(fresh, tokenizer, tokens, tmp_path, changes):
-    whole = fresh(**changes)
-    expected = train_transformer_(whole, tokenizer, tokens, config=settings())
+    config, whole = settings(steps=24), fresh(**changes)
+    expected = train_transformer_(whole, tokenizer, tokens, config=config)
 
     def stop(stage, done, total):
-        if done == 23:
+        if done == 11:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train_transformer_(
-            fresh(**changes), tokenizer, tokens, config=settings(), checkpoint_folder=tmp_path, progress=stop
+            fresh(**changes), tokenizer, tokens, config=config, checkpoint_folder=tmp_path, progress=stop
         )
     resumed = fresh(seed=4, **changes)
-    found = train_transformer_(resumed, tokenizer, tokens, config=settings(), checkpoint_folder=tmp_path)
+    found = train_transformer_(resumed, tokenizer, tokens, config=config, checkpoint_folder=tmp_path)
     assert_same(resumed.state_dict(), whole.state_dict())
     assert_same(found.averaged, expected.averaged)
     assert found.history == expected.history
@@ -162,21 +162,20 @@ train_transformer_(model, tokenizer, data, config=config, checkpoint_folder=sys.
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_run_goes_on_bit_for_bit(fresh, tokenizer, tokens, tmp_path):
-    config, folder = settings(steps=25), tmp_path / "run"
+    config, folder = settings(steps=20), tmp_path / "run"
     whole = fresh()
     expected = train_transformer_(whole, tokenizer, tokens, config=config)
     np.savez(tmp_path / "tokens.npz", tokens=tokens.tokens, labels=tokens.labels)
     helper = Path(__file__).parents[1] / "tiny.py"
-    for step in (9, 17):
-        arguments = [helper, tmp_path / "tokens.npz", folder, config.model_dump_json(), str(step)]
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, *arguments],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    arguments = [helper, tmp_path / "tokens.npz", folder, config.model_dump_json(), "12"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
     told, resumed = [], fresh(seed=4)
     found = train_transformer_(
         resumed,
@@ -186,7 +185,7 @@ def test_a_killed_run_goes_on_bit_for_bit(fresh, tokenizer, tokens, tmp_path):
         checkpoint_folder=folder,
         progress=lambda *event: told.append(event[1]),
     )
-    assert told[0] == 17, "step 17 was done but not saved"
+    assert told[0] == 12, "step 12 was done but not saved"
     assert_same(resumed.state_dict(), whole.state_dict())
     assert_same(found.averaged, expected.averaged)
 

@@ -1,0 +1,406 @@
+"""Divergences against the plain formulas; what is measured is kept in a file, and used again only where it fits."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs sparing[vision]")
+pytest.importorskip("safetensors", reason="needs sparing[vision]")
+pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
+
+from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, ShapeError  # noqa: E402
+from sparing.var.apply import apply_  # noqa: E402
+from sparing.var.formats import precision_plan  # noqa: E402
+from sparing.var.pipeline import weights_fingerprint  # noqa: E402
+from sparing.var.plan import CompressionPlan, PrecisionPlan, SharingPlan  # noqa: E402
+from sparing.var.sensitivity import (  # noqa: E402
+    CalibrationConfig,
+    calibration_images,
+    check_data,
+    divergence,
+    load_sensitivity,
+    measure_sensitivity,
+    with_options,
+)
+from sparing.var.windows import DENSE, WindowSearch, search_windows  # noqa: E402
+
+QUICK = CalibrationConfig(taus=(0.9, 0.5), num_images=3, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    return tiny.pipeline()
+
+
+@pytest.fixture(scope="module")
+def data(pipe):
+    generator = torch.Generator().manual_seed(8)
+    return torch.randint(24, (3, 130), generator=generator), torch.tensor([4, 0, 5])
+
+
+@pytest.fixture(scope="module")
+def found(pipe, data):
+    return measure_sensitivity(pipe, config=QUICK, data=data)
+
+
+def plan_for(pipe, **parts):
+    return CompressionPlan(model=pipe.transformer.config, weights=weights_fingerprint(pipe.transformer), **parts)
+
+
+def output(*first_scale):
+    return SharingPlan(variant="output", first_scale=first_scale)
+
+
+def parts_of(tiny, pipe):
+    widths = tiny.windows(pipe.transformer.config)
+    return {
+        "windows": ({"windows": widths}, {"windows": widths}),
+        "output": ({"sharing": output(None, 2)}, {"first_scale": (None, 2), "variant": "output"}),
+        "map": (
+            {"sharing": SharingPlan(variant="map", first_scale=(0, 4))},
+            {"first_scale": (0, 4), "variant": "map"},
+        ),
+    }
+
+
+def plain_log_probabilities(plain, pipe, tokens, labels, guidance_scale, **parts):
+    """(n, L, V), guided, by the formulas; and the maps are not cached, shared or skipped."""
+    config, quantizer = pipe.transformer.config, plain.arrays(pipe.tokenizer.quantize)
+    split = np.split(tokens.numpy(), config.scale_starts[1:-1], 1)
+    inputs = plain.next_inputs(quantizer, config.patch_nums, split)
+    rows = labels.tolist() + [config.num_classes] * len(labels)
+    state = plain.arrays(pipe.transformer)
+    both = plain.logits(state, config.patch_nums, config.num_heads, rows, np.concatenate([inputs, inputs]), **parts)
+    return np.log(plain.softmax(plain.guided(both, config.patch_nums, guidance_scale)))
+
+
+# --- divergence
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.5, 4.0])
+@pytest.mark.parametrize("part", ["windows", "output", "map"])
+def test_divergence_by_the_formulas(plain, tiny, pipe, data, part, guidance_scale):
+    ours, theirs = parts_of(tiny, pipe)[part]
+    config = QUICK.model_copy(update={"guidance_scale": guidance_scale})
+    true = plain_log_probabilities(plain, pipe, *data, guidance_scale)
+    with_plan = plain_log_probabilities(plain, pipe, *data, guidance_scale, **theirs)
+    expected = (np.exp(true) * (true - with_plan)).sum(-1)
+    plan = plan_for(pipe, **ours)
+    (total,) = divergence(pipe, [plan], *data, config=config)
+    assert total == pytest.approx(expected.mean(), rel=1e-3, abs=1e-7)
+    assert total > 1e-4 or (part != "windows" and guidance_scale == 0), "too small to show an error"
+    (rows,) = divergence(pipe, [plan], *data, config=config, per_scale=True)
+    starts = pipe.transformer.config.scale_starts
+    by_scale = [expected[:, a:b].mean() for a, b in zip(starts, starts[1:], strict=False)]
+    np.testing.assert_allclose(rows, by_scale, rtol=2e-3, atol=1e-7)
+    sizes = np.array(pipe.transformer.config.scale_sizes)
+    assert total == pytest.approx((rows * sizes).sum() / sizes.sum(), rel=1e-9, abs=1e-12)
+
+
+def test_nothing_left_out_is_no_divergence(tiny, pipe, data):
+    dense = plan_for(pipe, windows=tiny.windows(pipe.transformer.config, choices=(DENSE,)))
+    empty, all_dense = divergence(pipe, [plan_for(pipe), dense], *data, config=QUICK)
+    assert empty == 0
+    assert 0 <= all_dense < 1e-6
+
+
+def test_without_guidance_sharing_costs_nothing(tiny, pipe, data):
+    config = QUICK.model_copy(update={"guidance_scale": 0.0})
+    assert divergence(pipe, [plan_for(pipe, sharing=output(0, 0))], *data, config=config)[0] < 1e-6
+
+
+def test_each_plan_is_measured_on_its_own_whatever_the_batch(tiny, pipe, data):
+    plans = [plan_for(pipe, **ours) for ours, _ in parts_of(tiny, pipe).values()]
+    together = divergence(pipe, plans, *data, config=QUICK)
+    for plan, expected in zip(plans, together, strict=True):
+        for size in (1, 2, 3, 50):
+            config = QUICK.model_copy(update={"batch_size": size})
+            assert divergence(pipe, [plan], *data, config=config)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_rounding_diverges_more_with_fewer_bits(pipe, data):
+    config = pipe.transformer.config
+    plans = [
+        plan_for(pipe, precision=precision_plan(config, weight_bits=bits, activation_bits=bits))
+        for bits in (8, 6, 4, 3)
+    ]
+    errors = divergence(pipe, plans, *data, config=QUICK)
+    assert errors == sorted(errors)
+    assert 0 < errors[0] < 0.01 < errors[3]
+
+
+def test_progress_of_divergence(pipe, data):
+    calls = []
+    divergence(pipe, [plan_for(pipe)] * 3, *data, config=QUICK, progress=lambda *call: calls.append(call))
+    assert calls == [("calibrating", i, 6) for i in range(1, 7)]
+
+
+# --- what fits
+
+
+@pytest.mark.parametrize(
+    ("tokens", "labels", "error", "words"),
+    [
+        (torch.zeros(3, 129).long(), torch.zeros(3).long(), ShapeError, r"tokens \(n, 130\) and n labels.*\(3, 129\)"),
+        (torch.zeros(3, 130).long(), torch.zeros(2).long(), ShapeError, r"got \(3, 130\) and \(2,\)"),
+        (torch.zeros(0, 130).long(), torch.zeros(0).long(), ShapeError, "n ≥ 1"),
+        (torch.zeros(130).long(), torch.zeros(1).long(), ShapeError, r"\(130,\)"),
+        (torch.zeros(2, 130), torch.zeros(2).long(), DtypeError, "tokens that are integers, got torch.float32"),
+        (torch.zeros(2, 130).bool(), torch.zeros(2).long(), DtypeError, "torch.bool"),
+        (torch.full((2, 130), 24), torch.zeros(2).long(), ArgumentError, "tokens in 0..23, got 24 to 24"),
+        (torch.full((2, 130), -1), torch.zeros(2).long(), ArgumentError, "got -1 to -1"),
+        (torch.zeros(2, 130).long(), torch.tensor([0, 6]), ArgumentError, "class_labels"),
+        (torch.zeros(2, 130).long(), torch.zeros(2), DtypeError, "class_labels"),
+        (torch.zeros(2, 130).long(), torch.zeros(2, 1).long(), ShapeError, "class_labels"),
+    ],
+)
+def test_data_that_does_not_fit(pipe, tmp_path, tokens, labels, error, words):
+    cache = tmp_path / "cache.json"
+    for call in (
+        lambda: check_data(tokens, labels, pipe.transformer.config),
+        lambda: measure_sensitivity(pipe, config=QUICK, data=(tokens, labels), cache=cache),
+        lambda: divergence(pipe, [plan_for(pipe)], tokens, labels, config=QUICK),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+    assert not cache.exists()
+
+
+def test_plans_of_another_model(tiny, pipe, data):
+    with pytest.raises(ConfigError, match="plans of this model"):
+        divergence(pipe, [plan_for(tiny.pipeline(depth=1))], *data, config=QUICK)
+
+
+def test_a_model_whose_weights_were_freed(tiny, data):
+    pipe = tiny.pipeline()
+    apply_(pipe, plan_for(pipe, precision=precision_plan(pipe.transformer.config, real=True)), keep_original=False)
+    for call in (
+        lambda: measure_sensitivity(pipe, config=QUICK, data=data),
+        lambda: calibration_images(pipe, QUICK),
+        lambda: divergence(pipe, [], *data, config=QUICK),
+    ):
+        with pytest.raises(ConfigError, match="weights were freed.*load the model again"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"taus": (0.0,)},
+        {"taus": (1.1,)},
+        {"floors": ()},
+        {"floors": (1.0,)},
+        {"threshold": -0.1},
+        {"sharing": "both"},
+        {"guidance_scale": -1.0},
+        {"guidance_scale": float("nan")},
+        {"num_images": 0},
+        {"batch_size": 0},
+        {"colour": 1},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        CalibrationConfig(**fields)
+
+
+# --- the images
+
+
+def test_calibration_images(pipe):
+    tokens, labels = calibration_images(pipe, CalibrationConfig(num_images=7, batch_size=3, seed=2))
+    assert tokens.shape == (7, 130)
+    assert tokens.dtype == labels.dtype == torch.int64
+    assert labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    check_data(tokens, labels, pipe.transformer.config)
+    again, _ = calibration_images(pipe, CalibrationConfig(num_images=7, batch_size=3, seed=2))
+    other, _ = calibration_images(pipe, CalibrationConfig(num_images=7, batch_size=3, seed=3))
+    assert torch.equal(tokens, again)
+    assert not torch.equal(tokens, other)
+
+
+def test_calibration_images_leave_a_plan_aside(tiny):
+    pipe, config = tiny.pipeline(), CalibrationConfig(num_images=2)
+    expected, _ = calibration_images(pipe, config)
+    apply_(pipe, plan_for(pipe, sharing=output(0, 0)))
+    assert torch.equal(calibration_images(pipe, config)[0], expected)
+    assert pipe.plan.sharing is not None
+
+
+# --- sensitivity
+
+
+def test_one_number_for_each_thing(pipe, found, data):
+    assert np.shape(found.window_divergence) == (2, 2)
+    assert np.shape(found.share_divergence) == (2, 6)
+    assert [len(layer) for layer in found.windows] == [2, 2]
+    assert all(len(scales) == 6 and scales[:3] == (None,) * 3 for layer in found.windows for scales in layer)
+    assert (np.array(found.window_divergence)[:, 1] > np.array(found.window_divergence)[:, 0]).all()
+    assert (np.array(found.share_divergence) > 0).all()
+    plain_plan = plan_for(pipe)
+    plans = [
+        with_options(plain_plan, windows=found.windows, tau_of={1: 0}),
+        with_options(plain_plan, windows=found.windows, tau_of={0: 1}),
+        with_options(plain_plan, variant="output", first_of={1: 3}),
+    ]
+    expected = [found.window_divergence[1][0], found.window_divergence[0][1], found.share_divergence[1][3]]
+    assert divergence(pipe, plans, *data, config=QUICK) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("maps", ["average", "union"])
+def test_windows_hold_the_share_of_plain_maps(plain, tiny, pipe, data, maps):
+    config = QUICK.model_copy(update={"maps": maps, "sharing": None, "floors": (0.1,), "threshold": 0.01})
+    found = measure_sensitivity(pipe, config=config, data=data)
+    model, tokens, labels = pipe.transformer.config, *data
+    split = np.split(tokens.numpy(), model.scale_starts[1:-1], 1)
+    inputs = plain.next_inputs(plain.arrays(pipe.tokenizer.quantize), model.patch_nums, split)
+    state, rows = plain.arrays(pipe.transformer), labels.tolist() + [model.num_classes] * len(labels)
+    x = plain.embed(state, rows, np.concatenate([inputs, inputs]))
+    _, _, scale1, _, shift1, _ = np.moveaxis(plain.modulations(state, 0, rows), 2, 0)
+    mask = plain.visible(model.patch_nums, model.num_heads)
+    q, k, _ = plain.qkv(state, 0, plain.layer_norm(x) * (1 + scale1) + shift1, model.num_heads)
+    weights = plain.attention_map(q, k, mask)
+    seen = weights.mean(0) if maps == "average" else weights.max(0)
+    for i, tau in enumerate(config.taus):
+        for scale in (3, 4, 5):
+            begin, end = model.scale_starts[scale : scale + 2]
+            search = WindowSearch(tau, config.threshold, config.floors)
+            expected = search_windows(torch.from_numpy(seen[:, begin:end, :end]), model.patch_nums, scale, search)
+            assert found.windows[0][i][scale] == tuple(map(tuple, expected.tolist()))
+    assert found.share_divergence == ((), ())
+
+
+def test_maps_do_not_depend_on_batches(pipe, data, found):
+    again = measure_sensitivity(pipe, config=QUICK.model_copy(update={"batch_size": 3}), data=data)
+    assert again.windows == found.windows
+    np.testing.assert_allclose(again.share_divergence, found.share_divergence, rtol=1e-4)
+
+
+def test_the_same_again(pipe, data, found):
+    assert measure_sensitivity(pipe, config=QUICK, data=data) == found
+    drawn = [measure_sensitivity(pipe, config=QUICK) for _ in range(2)]
+    assert drawn[0] == drawn[1] != found
+    assert measure_sensitivity(pipe, config=QUICK.model_copy(update={"seed": 1})) != drawn[0]
+
+
+@pytest.mark.parametrize("changes", [{"taus": ()}, {"sharing": None}, {"taus": (), "sharing": None}], ids=str)
+def test_parts_switched_off(pipe, data, changes):
+    found = measure_sensitivity(pipe, config=QUICK.model_copy(update=changes), data=data)
+    assert [len(row) for row in found.window_divergence] == [0 if "taus" in changes else 2] * 2
+    assert [len(row) for row in found.share_divergence] == [0 if "sharing" in changes else 6] * 2
+
+
+def test_options_only_where_named(pipe, found):
+    plan = plan_for(pipe, precision=PrecisionPlan(kv_bits=8))
+    assert with_options(plan) == plan
+    changed = with_options(plan, windows=found.windows, tau_of={1: 1}, variant="map", first_of={0: 2})
+    assert changed.windows == ((None,) * 6, found.windows[1][1])
+    assert changed.sharing == SharingPlan(variant="map", first_scale=(2, None))
+    assert changed.precision == plan.precision
+
+
+# --- the file
+
+
+def test_saved_and_loaded_equal(found, tmp_path):
+    found.save(tmp_path / "cache.json")
+    assert load_sensitivity(tmp_path / "cache.json") == found
+    with pytest.raises(FileNotFoundError):
+        load_sensitivity(tmp_path / "none.json")
+
+
+def measured_again(pipe, cache, *, config=QUICK, data=None):
+    """Whether a call measured something."""
+    calls = []
+    measure_sensitivity(pipe, config=config, data=data, cache=cache, progress=lambda *call: calls.append(call))
+    if calls:
+        assert calls[-1][1] == calls[-1][2] == len(calls)
+    return bool(calls)
+
+
+def test_a_cache_is_used_only_where_it_fits(tiny, pipe, data, found, tmp_path):
+    cache = tmp_path / "cache.json"
+    assert measured_again(pipe, cache, data=data)
+    assert load_sensitivity(cache) == found
+    before = cache.read_bytes()
+    assert not measured_again(pipe, cache, data=data)
+    assert not measured_again(tiny.pipeline(), cache, data=data), "an equal model"
+    assert cache.read_bytes() == before
+    other = tiny.pipeline()
+    with torch.no_grad():
+        other.transformer.blocks[0].ffn.fc1.bias[0] += 1
+    others = {
+        "weights": {"pipe": other, "data": data},
+        "settings of the model": {"pipe": tiny.pipeline(num_heads=4), "data": data},
+        "taus": {"pipe": pipe, "data": data, "config": QUICK.model_copy(update={"taus": (0.9,)})},
+        "guidance": {"pipe": pipe, "data": data, "config": QUICK.model_copy(update={"guidance_scale": 2.0})},
+        "drawn instead": {"pipe": pipe},
+        "other tokens": {"pipe": pipe, "data": (data[0].flip(0), data[1])},
+        "other labels": {"pipe": pipe, "data": (data[0], data[1].flip(0))},
+    }
+    for name, given in others.items():
+        cache.write_bytes(before)
+        assert measured_again(cache=cache, **given), name
+        assert not measured_again(cache=cache, **given), name
+        assert cache.read_bytes() != before
+
+
+def test_a_cache_of_another_tokenizer(tiny, pipe, data, tmp_path):
+    cache, other = tmp_path / "cache.json", tiny.pipeline()
+    assert measured_again(pipe, cache, data=data)
+    with torch.no_grad():
+        other.tokenizer.quantize.embedding.weight.mul_(2)
+    assert weights_fingerprint(other.transformer) == weights_fingerprint(pipe.transformer)
+    assert measured_again(other, cache, data=data)
+
+
+def test_a_file_that_does_not_say_its_images_is_measured_again(pipe, data, found, tmp_path):
+    cache = tmp_path / "cache.json"
+    fields = json.loads(found.model_dump_json())
+    del fields["images"]
+    cache.write_text(json.dumps(fields))
+    assert measured_again(pipe, cache, data=data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: b"",
+        lambda text: b"\xff\xfe",
+        lambda text: b"[]",
+        lambda text: text.replace(b"sparing.var.sensitivity", b"sparing.var.plan"),
+        lambda text: text.replace(b'"version":1', b'"version":2'),
+        lambda text: text.replace(b'"depth":2', b'"depth":3'),
+        lambda text: text.replace(b'"taus":[0.9,0.5]', b'"taus":[0.9]'),
+        lambda text: text.replace(b'"sharing":"output"', b'"sharing":null'),
+        lambda text: text.replace(b'"num_heads":2', b'"num_heads":4'),
+        lambda text: text.replace(b'"share_divergence":[[', b'"share_divergence":[[1.0,'),
+        lambda text: text.replace(b'"share_divergence":[[', b'"share_divergence":[[-'),
+        lambda text: text.replace(b'"windows":[[[null,', b'"windows":[[['),
+        lambda text: text.replace(b'"windows":[[[null,null,', b'"windows":[[[null,[[1,1]],'),
+        lambda text: text.replace(b'"weights":', b'"weight":'),
+    ],
+)
+def test_damaged_files(pipe, data, found, tmp_path, damage):
+    cache = tmp_path / "cache.json"
+    text = found.model_dump_json().encode()
+    cache.write_bytes(damage(text))
+    assert cache.read_bytes() != text
+    with pytest.raises(FormatError, match=r"cache.json: not a saved sensitivity: \S+"):
+        load_sensitivity(cache)
+    before = cache.read_bytes()
+    with pytest.raises(FormatError, match="cache.json"):
+        measure_sensitivity(pipe, config=QUICK, data=data, cache=cache)
+    assert cache.read_bytes() == before
+
+
+def test_no_folder_for_the_cache_is_found_out_first(pipe, data, tmp_path):
+    calls = []
+    with pytest.raises(ArgumentError, match="cache: no folder .*missing"):
+        measure_sensitivity(
+            pipe, config=QUICK, data=data, cache=tmp_path / "missing" / "c.json", progress=lambda *c: calls.append(c)
+        )
+    assert not calls
