@@ -1,9 +1,11 @@
-"""Keys and values of the scales so far, in memory that is taken once; eight-bit where wanted."""
+"""What a batch carries from scale to scale: modulations, and keys and values in memory taken once."""
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["KVCache"]
+__all__ = ["EngineState", "KVCache"]
 
 _LEVELS = 127
 
@@ -67,3 +69,31 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes that the cache takes."""
         return self._data.nbytes + (0 if self._steps is None else self._steps.nbytes)
+
+
+@dataclass
+class EngineState:
+    """What one batch of images carries from scale to scale.
+
+    Attributes:
+        num_images: B.
+        guided: whether the rows without the class are there.
+        modulations: for each layer gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2, each (R, 1, C).
+        head: 1 + scale and shift of the last norm, each (R, 1, C).
+        start: (R, n, C) input of the first scale.
+        caches: for each layer that of all rows; with sharing by output, that of the rows with the class, and
+            that of the others while they still attend.
+    """
+
+    num_images: int
+    guided: bool
+    modulations: list[tuple[Tensor, ...]]
+    head: tuple[Tensor, Tensor]
+    start: Tensor
+    caches: list[list[KVCache]] = field(default_factory=list)
+    scale: int = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(cache.nbytes for layer in self.caches for cache in layer)

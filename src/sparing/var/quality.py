@@ -90,7 +90,8 @@ def precision_recall(real: Features, drawn: Features, *, neighbours: int = 3, ch
         raise ArgumentError(
             f"real, drawn: expected more than {neighbours} images each, got {len(real)} and {len(drawn)}"
         )
-    sets = [torch.from_numpy(np.ascontiguousarray(x)).float() for x in (real, drawn)]
+    # Squares of features far from zero leave nothing of small distances in float32.
+    sets = [torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64)) for x in (real, drawn)]
     radii = [
         torch.cat([torch.cdist(part, x).kthvalue(neighbours + 1, 1).values for part in x.split(chunk)]) for x in sets
     ]

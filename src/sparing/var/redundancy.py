@@ -156,7 +156,7 @@ class _Watch:
                 sums[layer, :, scale, segment] = np.nan_to_num(place) + value.double().cpu().numpy()
 
     def _band(self, scale: int, segment: int, device: torch.device) -> Tensor:
-        """The keys at most a row of the segment's map away."""
+        """The keys less than a row and one key of the segment's map away: a window, as plans have them."""
         key = scale, segment, device
         if key not in self.bands:
             sides = self.config.patch_nums
@@ -199,7 +199,7 @@ def _summary(kind: str, values: npt.NDArray[np.float64]) -> ActivationSummary:
     return ActivationSummary(
         kind,
         quantiles,
-        float((centred**3).mean() / spread**3),
+        float(((centred / spread) ** 3).mean()),
         (quantiles[1.0] - quantiles[0.0]) / (2 * largest),
         (counts.astype(np.int64), edges),
     )

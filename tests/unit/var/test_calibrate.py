@@ -149,14 +149,16 @@ def test_no_plan_of_the_front_is_dominated(tiny, data, sharing):
         tiny.pipeline(seed=3), config=CONFIG.model_copy(update={"sharing": sharing}), data=data
     )
     front = plan_front(sensitivity)
-    assert len(front) > 3
+    assert len(front) >= 3
     for worse, better in zip(front, front[1:], strict=False):
         assert better.removed > worse.removed
         assert better.predicted > worse.predicted
         assert better.macs_removed >= worse.macs_removed
     for point in front:
         assert point.removed == removed(point.plan)
-        assert point.macs_removed == 1 - model_cost(point.plan.model, point.plan).macs / model_cost(point.plan.model).macs
+        assert (
+            point.macs_removed == 1 - model_cost(point.plan.model, point.plan).macs / model_cost(point.plan.model).macs
+        )
         assert point.divergence is None
 
 
@@ -168,7 +170,9 @@ def options(sensitivity):
         for tau in (None, *sensitivity.config.taus):
             for first in (None, *range(scales)):
                 plan = uniform_plan(sensitivity, tau=tau, first_shared=first)
-                windows = plan.windows and tuple(w if i == layer else (None,) * scales for i, w in enumerate(plan.windows))
+                windows = plan.windows and tuple(
+                    w if i == layer else (None,) * scales for i, w in enumerate(plan.windows)
+                )
                 sharing = plan.sharing and SharingPlan(
                     variant=plan.sharing.variant, first_scale=tuple(first if i == layer else None for i in range(depth))
                 )

@@ -27,9 +27,7 @@ W4A6 = LinearFormat(weight_bits=4, activation_bits=6)
 
 
 def plan_for(model, **precision):
-    return CompressionPlan(
-        model=model.config, weights=weights_fingerprint(model), precision=PrecisionPlan(**precision)
-    )
+    return CompressionPlan(model=model.config, weights=weights_fingerprint(model), precision=PrecisionPlan(**precision))
 
 
 def taught(model, tiny, plan=None):
@@ -166,9 +164,11 @@ def test_simulated_inputs_are_explicitly_rounded_inputs(tiny, kind):
     forms = dict.fromkeys(linear_names(model.config, (kind,)), LinearFormat(activation_bits=5))
     found = taught(model, tiny, plan_for(model, linears=forms))
     engine = Engine(model)
-    modules = [engine.get_submodule(kind)] if kind in ("word_embed", "head") else [
-        layer.get_submodule("ada" if kind == "ada_lin" else kind) for layer in engine.layers
-    ]
+    modules = (
+        [engine.get_submodule(kind)]
+        if kind in ("word_embed", "head")
+        else [layer.get_submodule("ada" if kind == "ada_lin" else kind) for layer in engine.layers]
+    )
     for module in modules:
         module.register_forward_pre_hook(lambda _, args: (rounded(args[0], 5),))
     expected = torch.cat(list(engine.teach(torch.tensor([3, 0]), tiny.inputs(model.config))), 1)
@@ -197,7 +197,9 @@ def test_fewer_bits_do_more_damage(tiny):
     exact = taught(model, tiny)
     form = {bits: LinearFormat(weight_bits=bits, activation_bits=bits) for bits in (8, 6, 4)}
     errors = [
-        (taught(model, tiny, plan_for(model, linears=dict.fromkeys(linear_names(model.config), f))) - exact).abs().mean()
+        (taught(model, tiny, plan_for(model, linears=dict.fromkeys(linear_names(model.config), f))) - exact)
+        .abs()
+        .mean()
         for f in form.values()
     ]
     assert 0 < errors[0] < errors[1] < errors[2]
@@ -258,7 +260,11 @@ def test_the_same_images_from_less_memory(pipes):
     first, second = (pipe([0, 3, 5], seed=5) for pipe in pipes)
     assert torch.equal(first.images, second.images)
     emptied = {name for name, p in freed.transformer.named_parameters() if not p.numel()}
-    expected = {f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2", "ada_lin.1")}
+    expected = {
+        f"blocks.{i}.{name}.weight"
+        for i in (0, 1)
+        for name in ("attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2", "ada_lin.1")
+    }
     assert emptied == expected | {"head.weight"}
     gone = sum(p.nbytes for name, p in kept.transformer.named_parameters() if name in emptied)
     left = sum(p.untyped_storage().nbytes() for p in freed.transformer.parameters())

@@ -1,0 +1,177 @@
+"""One block made ready to generate: its linear layers in their formats, and its attention with what a plan leaves out.
+
+R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024, sections 4.1 to 4.3. Letters as in ``engine.py``.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparing.var.cache import EngineState
+from sparing.var.formats import attention_rounding, make_linear
+from sparing.var.plan import CompressionPlan
+from sparing.var.tiles import TiledWindows
+from sparing.var.transformer import Block, attention_factors
+from sparing.var.windows import Widths, scale_mask
+
+__all__ = ["EngineLayer", "Observer", "modulated"]
+
+_NORM_EPS = 1e-6
+_TINY = 1e-12
+_TILED_QUERIES, _TILED_SHARE = 256, 0.6
+"""Tiles pay for so many queries, if they compute at most this share of the pairs."""
+
+Observer = Callable[[int, int, dict[str, Tensor]], None]
+"""Called with (layer, scale, tensors) where someone watches; see :meth:`Engine.watch`."""
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LayerNorm without learned weights, then ·scale + shift; shapes (R, n, C) and (R, 1, C)."""
+    return torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=_NORM_EPS), scale)
+
+
+class EngineLayer(nn.Module):
+    """One block's linear layers in their formats, and its attention for each scale.
+
+    Args:
+        block: of the transformer.
+        index: its place, from 0.
+        dtype: of linear layers and attention.
+        plan: what to leave out.
+    """
+
+    factors: Tensor | None
+
+    def __init__(self, block: Block, index: int, *, dtype: torch.dtype, plan: CompressionPlan | None) -> None:
+        super().__init__()
+        attention = block.attn
+        self.index, self.plan = index, plan
+        self.patch_nums = () if plan is None else plan.model.patch_nums
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        bias = torch.cat([attention.q_bias, attention.zero_k_bias, attention.v_bias]).detach()
+        formats = {} if plan is None or plan.precision is None else plan.precision.linears
+
+        def linear(name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
+            return make_linear(weight, bias, formats.get(f"blocks.{index}.{name}"), dtype=dtype)
+
+        self.qkv = linear("qkv", attention.mat_qkv.weight, bias)
+        self.proj = linear("proj", attention.proj.weight, attention.proj.bias)
+        self.fc1 = linear("fc1", block.ffn.fc1.weight, block.ffn.fc1.bias)
+        self.fc2 = linear("fc2", block.ffn.fc2.weight, block.ffn.fc2.bias)
+        self.ada: nn.Module | None = None
+        if not block.shared_adaln:
+            self.ada = linear("ada_lin", block.ada_lin[1].weight, block.ada_lin[1].bias)  # type: ignore[arg-type]
+        factors, self.softmax_scale = attention_factors(attention)
+        self.normalised = factors is not None
+        self.register_buffer("factors", None if factors is None else factors.detach().float(), persistent=False)
+        self.masks: dict[int, Tensor | None] = {}
+        self.tiled: dict[int, TiledWindows | None] = {}
+        self.rounding = attention_rounding(plan)
+        self.observer: Observer | None = None
+        self.dtype = dtype
+
+    def modulation(self, block: Block, condition: Tensor) -> Tensor:
+        """Gates, scales and shifts, (n, 6, C) float32, from n classes' embeddings or what a shared norm made of them."""
+        if self.ada is None:
+            return block.modulation(condition).flatten(1, 2)
+        six: Tensor = self.ada(F.silu(condition).to(self.dtype)).unflatten(-1, (6, -1)).float()
+        return six
+
+    def forward(self, x: Tensor, state: EngineState, scale: int) -> Tensor:
+        """Maps a scale's tokens (R, n, C) float32 to (R, n, C) float32, and adds their keys and values to the cache."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = state.modulations[self.index]
+        normed = modulated(x, scale1, shift1).to(self.dtype)
+        x = torch.addcmul(x, self._attention(normed, state, scale), gamma1)
+        inside = F.gelu(self.fc1(modulated(x, scale2, shift2).to(self.dtype)), approximate="tanh")
+        return torch.addcmul(x, self.fc2(inside), gamma2)
+
+    def _attention(self, x: Tensor, state: EngineState, scale: int) -> Tensor:
+        plan, caches = self.plan, state.caches[self.index]
+        sharing = plan.sharing if plan is not None and state.guided and plan.shares(self.index, scale) else None
+        if sharing is None:
+            q, k, v = self._qkv(x)
+            if len(caches) == 1:
+                return self._out(self._attend(q, *caches[0].extend(k, v), scale), scale)
+            halves = zip(caches, q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
+            return self._out(torch.cat([self._attend(q_, *c.extend(k_, v_), scale) for c, q_, k_, v_ in halves]), scale)
+        cond, uncond = x.chunk(2)
+        q, k, v = self._qkv(cond)
+        if sharing.variant == "output":
+            out = self._out(self._attend(q, *caches[0].extend(k, v), scale), scale)
+            return torch.cat([out, out])
+        keys, values = caches[0].extend(k, v)
+        own = self._values(uncond)
+        _, others = caches[1].extend(own, own)
+        both = self._attend(q, keys, torch.cat([values, others], -1), scale)
+        return self._out(torch.cat(both.chunk(2, -1)), scale)
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv: Tensor = self.qkv(x)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.normalised:
+            q = _unit(q, self.factors)
+            k = _unit(k, None)
+        if self.rounding is not None:
+            q, k, v = (self.rounding(t) for t in (q, k, v))
+        return q, k, v
+
+    def _values(self, x: Tensor) -> Tensor:
+        # The values' rows are the last third of the one product.
+        out: Tensor = self.qkv(x)[..., 2 * self.num_heads * self.head_dim :]
+        v = out.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return v if self.rounding is None else self.rounding(v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: int) -> Tensor:
+        """(R, H, n, D) queries and (R, H, m, ·) keys and values to (R, H, n, ·)."""
+        plain = self.observer is None and self.rounding is None and v.shape[-1] == q.shape[-1]
+        tiles = self._tiles(scale) if plain else None
+        if tiles is not None:
+            return tiles(q, k, v, softmax_scale=self.softmax_scale)
+        mask = self._mask(scale, q.device)
+        if plain:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.softmax_scale)
+        logits = (q @ k.transpose(-1, -2)).float() * self.softmax_scale
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -math.inf)
+        weights = logits.softmax(-1)
+        if self.observer is not None:
+            self.observer(self.index, scale, {"map": weights})
+        if self.rounding is not None:
+            weights = self.rounding(weights)
+        return weights.to(v.dtype) @ v
+
+    def _out(self, attended: Tensor, scale: int) -> Tensor:
+        out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        if self.observer is not None:
+            self.observer(self.index, scale, {"output": out})
+        return out
+
+    def _mask(self, scale: int, device: torch.device) -> Tensor | None:
+        if scale not in self.masks:
+            widths = self._widths(scale)
+            # Four axes: with three, PyTorch leaves its fused attention.
+            mask = None if widths is None else torch.from_numpy(scale_mask(self.patch_nums, scale, widths))[None]
+            self.masks[scale] = None if mask is None else mask.to(device)
+        return self.masks[scale]
+
+    def _tiles(self, scale: int) -> TiledWindows | None:
+        """Attention that skips, where the scale is large enough and the windows leave out enough for it to pay."""
+        if scale not in self.tiled:
+            widths = self._widths(scale)
+            large = widths is not None and self.patch_nums[scale] ** 2 >= _TILED_QUERIES
+            tiles = TiledWindows(self.patch_nums, scale, widths) if widths is not None and large else None
+            self.tiled[scale] = tiles if tiles is not None and tiles.share <= _TILED_SHARE else None
+        return self.tiled[scale]
+
+    def _widths(self, scale: int) -> Widths | None:
+        return None if self.plan is None else self.plan.widths(self.index, scale)
+
+
+def _unit(x: Tensor, factors: Tensor | None) -> Tensor:
+    """Vectors of length 1, times a factor per head."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(_TINY)
+    inverse: Tensor = length.reciprocal_() if factors is None else factors / length
+    return x * inverse.to(x.dtype)
