@@ -21,7 +21,7 @@ NATIVE_SOURCES := $(wildcard CMakeLists.txt) $(shell find cpp -type f 2>/dev/nul
 CXX_FILES := $(shell find cpp tests/native -name '*.hpp' -o -name '*.cpp' 2>/dev/null)
 NOT_SLOW := -m "not slow and not gpu and not cluster"
 
-.PHONY: help venv demo test test-slow test-native test-wheel lint format bench-hybrid clean
+.PHONY: help venv demo test test-slow test-native test-wheel lint format bench-hybrid bench-var clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -111,6 +111,9 @@ format: $(VENV)/.stamp-lint  ## rewrite Python and C++ in the house style
 
 bench-hybrid: $(VENV)/.stamp-bench  ## hybrid index against its rivals (long; writes benchmarks/hybrid/results)
 	@$(BIN)/python -m benchmarks.hybrid.run $(BENCH_ARGS)
+
+bench-var: $(VENV)/.stamp-demo  ## image generation, plain and compressed, against the published operations (long)
+	@$(BIN)/python -m benchmarks.var.run $(BENCH_ARGS)
 
 clean:  ## remove everything that make built
 	rm -rf $(VENV) build dist

@@ -1,8 +1,8 @@
 """The rival: the operations of the published implementation, written afresh on our modules' weights.
 
 As published: adaptive norms at every scale, keys and values grown by concatenation, weights cast by autocast at every
-call, the whole codebook sorted for top-p. Before anything is timed, ``latency.py`` checks its greedy tokens against ours,
-so that both sides do the same work.
+call, the whole codebook sorted for top-p. ``latency.py`` first checks its greedy tokens against ours: both sides do the
+same work.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from sparing.cli import render, var_render
 from sparing.cli.var_options import add_command, load_data, open_device
 from sparing.cli.var_training import (
     TRAINING,
-    between_steps,
     model_options,
     read_settings,
+    resumable,
     settings,
     training_options,
     write_history,
@@ -66,9 +66,9 @@ def _train(arguments: argparse.Namespace) -> None:
         config = _config(arguments, tables["transformer"], tokenizer, data)
         tokens = cached_tokens(out, tokenizer, data, progress=progress)
         model = VARTransformer(config, seed=training.seed).to(device)
-        with between_steps(progress) as show:
+        with resumable():
             result = train_transformer_(
-                model, tokenizer, tokens, config=training, checkpoint_folder=out / "checkpoints", progress=show
+                model, tokenizer, tokens, config=training, checkpoint_folder=out / "checkpoints", progress=progress
             )
         model.load_state_dict(result.averaged, strict=False)
         pipe = VARPipeline(tokenizer, model, class_names=data.class_names)

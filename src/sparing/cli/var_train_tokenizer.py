@@ -11,10 +11,10 @@ from sparing.cli import render, var_render
 from sparing.cli.var_options import add_command, load_data, open_device
 from sparing.cli.var_training import (
     TRAINING,
-    between_steps,
     model_options,
     named,
     read_settings,
+    resumable,
     settings,
     training_options,
     write_history,
@@ -77,14 +77,14 @@ def _train(arguments: argparse.Namespace) -> None:
             model = VQVAE(config)
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         out.mkdir(parents=True, exist_ok=True)
-        with between_steps(progress) as show:
+        with resumable():
             result = train_tokenizer_(
                 model,
                 named(data, judged),
                 config=training,
                 features=features,
                 checkpoint_folder=out / "checkpoints",
-                progress=show,
+                progress=progress,
             )
         model.load_state_dict(result.averaged, strict=False)
         history = write_history(out, result.history)

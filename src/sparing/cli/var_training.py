@@ -1,11 +1,9 @@
-"""What both trainings of `sparing var` share: settings from a file and from options, Ctrl-C between steps, records."""
+"""What both trainings of `sparing var` share: settings from a file and from options, Ctrl-C, records."""
 
 import argparse
 import contextlib
 import dataclasses
 import json
-import signal
-import threading
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,17 +14,16 @@ from pydantic import BaseModel
 from sparing.cli.var_options import integers
 from sparing.errors import ConfigError, FormatError
 from sparing.runs.atomic import replace_file
-from sparing.runs.progress import Progress
 
 if TYPE_CHECKING:
     from sparing.vision import ImageDataset
 
 __all__ = [
     "TRAINING",
-    "between_steps",
     "model_options",
     "named",
     "read_settings",
+    "resumable",
     "settings",
     "training_options",
     "write_history",
@@ -134,36 +131,13 @@ def named(dataset: "ImageDataset", *more: str) -> "ImageDataset":
 
 
 @contextlib.contextmanager
-def between_steps(progress: Progress) -> Iterator[Progress]:
-    """Lets Ctrl-C in between two steps only: what a half-done step had changed must not be saved.
-
-    Yields:
-        A callback for the training; it raises KeyboardInterrupt after the step in which Ctrl-C came.
-    """
-    asked = False
-
-    def note(_number: int, _frame: object) -> None:
-        nonlocal asked
-        asked = True
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt("interrupted; what was trained is kept: the same command goes on from there")
-
-    def show(stage: str, done: int, total: int) -> None:
-        progress(stage, done, total)
-        check()
-
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield progress
-        return
-    before = signal.signal(signal.SIGINT, note)
+def resumable() -> Iterator[None]:
+    """Stands around a training, which saves what it has done when Ctrl-C comes; says so then."""
     try:
-        yield show
-    finally:
-        signal.signal(signal.SIGINT, before)
-    check()
+        yield
+    except KeyboardInterrupt:
+        message = "interrupted; what was trained is kept: the same command goes on from there"
+        raise KeyboardInterrupt(message) from None
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> str:

@@ -74,7 +74,7 @@ class EngineLayer(nn.Module):
         self.dtype = dtype
 
     def modulation(self, block: Block, condition: Tensor) -> Tensor:
-        """Gates, scales and shifts, (n, 6, C) float32, from n classes' embeddings or what a shared norm made of them."""
+        """Gates, scales and shifts, (n, 6, C) float32, from n classes' embeddings or from the shared norm's output."""
         if self.ada is None:
             return block.modulation(condition).flatten(1, 2)
         six: Tensor = self.ada(F.silu(condition).to(self.dtype)).unflatten(-1, (6, -1)).float()

@@ -1,6 +1,7 @@
 """Calibration keeps to its budget, gives the same plan again, and leaves the pipeline as it was."""
 
-import numpy as np
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
@@ -150,7 +151,7 @@ def test_no_plan_of_the_front_is_dominated(tiny, data, sharing):
     )
     front = plan_front(sensitivity)
     assert len(front) >= 3
-    for worse, better in zip(front, front[1:], strict=False):
+    for worse, better in itertools.pairwise(front):
         assert better.removed > worse.removed
         assert better.predicted > worse.predicted
         assert better.macs_removed >= worse.macs_removed
@@ -255,7 +256,7 @@ def test_uniform_plans_out_of_range(found):
 # --- the pipeline is left alone
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     pass
 
 
@@ -276,11 +277,11 @@ def test_the_pipeline_is_left_as_it_was(tiny, data, tmp_path, with_plan, is_stop
 
     def stop(stage, done, total):
         if is_stopped and done == 3:
-            raise _Stop
+            raise _StopError
 
     arguments = {"config": CONFIG, "data": data, "cache": cache, "progress": stop, "budget": QualityBudget(0.01)}
     if is_stopped:
-        with pytest.raises(_Stop):
+        with pytest.raises(_StopError):
             calibrate(pipe, **arguments)
         assert not list(tmp_path.iterdir()), "no half of a cache"
     else:
@@ -291,7 +292,6 @@ def test_the_pipeline_is_left_as_it_was(tiny, data, tmp_path, with_plan, is_stop
     assert all(layer.observer is None for layer in engine.layers)
     assert torch.equal(pipe([0, 3], seed=5).images, images)
     assert all(torch.equal(t, state[name]) for name, t in pipe.transformer.state_dict().items())
-    assert not np.isnan(images.float().mean())
 
 
 def test_a_plan_in_force_does_not_change_the_outcome(tiny, data):

@@ -12,7 +12,7 @@ from sparing.var.config import RELEASED  # noqa: E402
 from sparing.var.cost import model_cost  # noqa: E402
 from sparing.var.deployment import DeviceDescription, analyze_deployment, probe_device  # noqa: E402
 from sparing.var.formats import linear_names  # noqa: E402
-from sparing.var.plan import CompressionPlan, LinearFormat, SharingPlan  # noqa: E402
+from sparing.var.plan import CompressionPlan, SharingPlan  # noqa: E402
 
 NAMES = [
     "none",
@@ -61,7 +61,7 @@ def analyzed(config, **arguments):
     return {row.technique: row for row in rows}
 
 
-@pytest.fixture(params=["tiny", "tiny shared", "d16", "d36-s"])
+@pytest.fixture(params=["tiny", "tiny shared", "d16"])
 def config(request, tiny):
     if request.param.startswith("tiny"):
         return tiny.transformer_config(shared_adaln=request.param.endswith("shared"))

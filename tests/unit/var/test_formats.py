@@ -59,7 +59,7 @@ def test_names_of_linear_layers(tiny):
 
 @pytest.mark.parametrize("kinds", [("qkv", "conv"), "fc2"])
 def test_unknown_kinds(tiny, kinds):
-    with pytest.raises(ArgumentError, match="kinds: expected some of .*word_embed.*, got"):
+    with pytest.raises(ArgumentError, match=r"kinds: expected some of .*word_embed.*, got"):
         linear_names(tiny.transformer_config(), kinds)
     with pytest.raises(ArgumentError, match="kinds: expected some of"):
         precision_plan(tiny.transformer_config(), kinds=kinds)
@@ -280,7 +280,7 @@ def test_what_needs_the_original_weights_refuses(pipes, tmp_path):
         lambda: freed.use(freed.plan),
         lambda: freed.save_pretrained(tmp_path / "model"),
         lambda: freed.to(dtype=torch.bfloat16),
-        lambda: freed.free_original_(),
+        freed.free_original_,
         lambda: apply_(freed, freed.plan),
     ):
         with pytest.raises(ConfigError):

@@ -75,13 +75,12 @@ class TestDrawing:
         assert len(draw_front(many, **LABELS).axes[0].lines) == 20
 
     @pytest.mark.parametrize("suffix", [".png", ".svg", ".SVG", ""])
-    def test_the_same_bytes_each_time(self, report, rows, tmp_path, suffix):
+    def test_the_same_bytes_each_time(self, rows, tmp_path, suffix):
         makers = [
             lambda: draw_front(SERIES, **LABELS),
             lambda: draw_deployment(rows, device="a device"),
-            lambda: draw_redundancy(report),
         ]
-        for make in makers[: 3 if suffix == ".svg" else 1]:
+        for make in makers if suffix == ".svg" else makers[:1]:
             first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
             save_figure(first, make())
             save_figure(second, make())

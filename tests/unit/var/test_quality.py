@@ -1,5 +1,7 @@
 """Measures of drawn images against closed forms and brute force."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -245,7 +247,7 @@ def test_cross_entropy_by_the_formulas(plain, tiny, data, with_windows, batch_si
     logits = plain.logits(state, config.patch_nums, config.num_heads, labels.tolist(), inputs, windows=windows)
     nats = -np.log(np.take_along_axis(plain.softmax(logits), tokens.numpy()[..., None], 2))[..., 0]
     starts = config.scale_starts
-    expected = [nats[:, a:b].mean() for a, b in zip(starts, starts[1:], strict=False)]
+    expected = [nats[:, a:b].mean() for a, b in itertools.pairwise(starts)]
     found = cross_entropy(pipe, tokens, labels, batch_size=batch_size)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert np.array_equal(found, cross_entropy(pipe, tokens.int(), labels, batch_size=batch_size))

@@ -1,5 +1,6 @@
 """Divergences against the plain formulas; what is measured is kept in a file, and used again only where it fits."""
 
+import itertools
 import json
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_divergence_by_the_formulas(plain, tiny, pipe, data, part, guidance_scal
     assert total > 1e-4 or (part != "windows" and guidance_scale == 0), "too small to show an error"
     (rows,) = divergence(pipe, [plan], *data, config=config, per_scale=True)
     starts = pipe.transformer.config.scale_starts
-    by_scale = [expected[:, a:b].mean() for a, b in zip(starts, starts[1:], strict=False)]
+    by_scale = [expected[:, a:b].mean() for a, b in itertools.pairwise(starts)]
     np.testing.assert_allclose(rows, by_scale, rtol=2e-3, atol=1e-7)
     sizes = np.array(pipe.transformer.config.scale_sizes)
     assert total == pytest.approx((rows * sizes).sum() / sizes.sum(), rel=1e-9, abs=1e-12)
@@ -180,7 +181,7 @@ def test_a_model_whose_weights_were_freed(tiny, data):
         lambda: calibration_images(pipe, QUICK),
         lambda: divergence(pipe, [], *data, config=QUICK),
     ):
-        with pytest.raises(ConfigError, match="weights were freed.*load the model again"):
+        with pytest.raises(ConfigError, match=r"weights were freed.*load the model again"):
             call()
 
 
@@ -392,14 +393,14 @@ def test_damaged_files(pipe, data, found, tmp_path, damage):
     with pytest.raises(FormatError, match=r"cache.json: not a saved sensitivity: \S+"):
         load_sensitivity(cache)
     before = cache.read_bytes()
-    with pytest.raises(FormatError, match="cache.json"):
+    with pytest.raises(FormatError, match=r"cache\.json"):
         measure_sensitivity(pipe, config=QUICK, data=data, cache=cache)
     assert cache.read_bytes() == before
 
 
 def test_no_folder_for_the_cache_is_found_out_first(pipe, data, tmp_path):
     calls = []
-    with pytest.raises(ArgumentError, match="cache: no folder .*missing"):
+    with pytest.raises(ArgumentError, match=r"cache: no folder .*missing"):
         measure_sensitivity(
             pipe, config=QUICK, data=data, cache=tmp_path / "missing" / "c.json", progress=lambda *c: calls.append(c)
         )

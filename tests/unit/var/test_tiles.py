@@ -7,12 +7,12 @@ pytest.importorskip("torch", reason="needs sparing[var]")
 pytest.importorskip("safetensors", reason="needs sparing[var]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[var]")
 
-import torch  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sparing.var.tiles import TiledWindows  # noqa: E402
-from sparing.var.windows import DENSE, DROPPED, first_windowed, kept_pairs, scale_mask  # noqa: E402
+from sparing.var.tiles import TiledWindows
+from sparing.var.windows import DENSE, DROPPED, first_windowed, kept_pairs, scale_mask
 
 PATCH_NUMS = (1, 2, 3, 5, 7, 10)
 

@@ -1,0 +1,178 @@
+"""Quality of Model S with all that can be left out, on paired seeds; each variant's figures are kept, so runs go on.
+
+Fréchet distance and class agreement on 10,000 drawn images with the features of a CIFAR-10 (JPEG) classifier that took
+no part in training the model; cross-entropy and divergence on the test split's own tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparing.runs.atomic import replace_file
+from sparing.var.apply import apply_
+from sparing.var.calibrate import FrontPoint, plan_front, uniform_plan
+from sparing.var.cost import attention_cost, model_cost
+from sparing.var.formats import LINEAR_KINDS, precision_plan
+from sparing.var.pipeline import VARPipeline, weights_fingerprint
+from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
+from sparing.var.quality import cross_entropy, draw_samples, measure_quality
+from sparing.var.sensitivity import CalibrationConfig, Sensitivity, divergence, measure_sensitivity
+from sparing.vision import ImageDataset, SavedClassifier, penultimate_features, predict
+
+GUIDANCES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
+FC2_FORMATS = ("protected", "uniform", "dual_range", "dual_sqrt")
+DIVERGENCE_IMAGES, CALIBRATION_IMAGES = 500, 128
+
+
+@dataclasses.dataclass
+class Bench:
+    """The model, the judge and the real images."""
+
+    pipe: VARPipeline
+    classifier: SavedClassifier
+    test: ImageDataset
+    tokens: torch.Tensor
+    calibration: tuple[torch.Tensor, torch.Tensor]
+    samples: int
+    seed: int
+    guidance: float
+    work: Path
+
+    def __post_init__(self) -> None:
+        self.model = self.pipe.transformer.config
+        self.weights = weights_fingerprint(self.pipe.transformer)
+        self.labels = torch.from_numpy(self.test.labels)
+        self.real = penultimate_features(self.classifier.model, self.test.images)
+        self.features = f"penultimate layer of the classifier {self.classifier.meta.get('name', 'given')}"
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def empty(self, **fields: Any) -> CompressionPlan:
+        """A plan of this model."""
+        return CompressionPlan(model=self.model, weights=self.weights, **fields)
+
+    def config(self) -> CalibrationConfig:
+        """What calibration tries."""
+        return CalibrationConfig(guidance_scale=self.guidance)
+
+    def sensitivity(self, sharing: str | None = "output") -> Sensitivity:
+        """Measured once."""
+        config = self.config().model_copy(update={"sharing": sharing})
+        cache = self.work / f"sensitivity-{sharing}-{self.weights}.json"
+        return measure_sensitivity(self.pipe, config=config, data=self.calibration, cache=cache)
+
+    def _classify(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        model = self.classifier.model
+        return np.asarray(predict(model, images)), penultimate_features(model, images)
+
+    def measure(self, plan: CompressionPlan, *, guidance: float | None = None, draw: bool = True) -> dict[str, Any]:
+        """All figures of a plan; from the work folder where they are there already."""
+        guidance = self.guidance if guidance is None else guidance
+        fields = [plan.model_dump_json(exclude={"notes"}), guidance, draw, self.samples, self.seed, self.features]
+        key = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
+        file = self.work / f"quality-{key}.json"
+        if file.is_file():
+            return json.loads(file.read_text())
+        apply_(self.pipe, plan)
+        result: dict[str, Any] = {"guidance_scale": guidance}
+        if draw:
+            samples = draw_samples(self.pipe, self.samples, guidance_scale=guidance, seed=self.seed)
+            report = measure_quality(samples, self.real, classify=self._classify, features=self.features)
+            result |= dataclasses.asdict(report)
+        count = DIVERGENCE_IMAGES
+        tokens, labels = self.tokens[:count], self.labels[:count]
+        entropy = cross_entropy(self.pipe, tokens, labels)
+        sizes = np.array(self.model.scale_sizes)
+        result["cross_entropy_by_scale"] = entropy.round(5).tolist()
+        result["cross_entropy"] = float((entropy * sizes).sum() / sizes.sum())
+        result["divergence"] = divergence(self.pipe, [plan], tokens, labels, config=self.config())[0]
+        attention, whole = attention_cost(self.model, plan), model_cost(self.model, plan).macs
+        result["attention_removed"], result["windows_removed"] = attention.removed, attention.windows_removed
+        result["macs_removed"] = 1 - whole / model_cost(self.model).macs
+        with replace_file(file) as out:
+            out.write(json.dumps(result).encode())
+        print(json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}), flush=True)
+        return result
+
+
+def guidance_sweep(bench: Bench) -> list[dict[str, Any]]:
+    """The baseline at several strengths."""
+    return [bench.measure(bench.empty(), guidance=g) for g in GUIDANCES]
+
+
+def tau_sweep(bench: Bench) -> list[dict[str, Any]]:
+    """Windows alone, one τ everywhere, as published."""
+    found = bench.sensitivity()
+    return [{"tau": tau, **bench.measure(uniform_plan(found, tau=tau, first_shared=None))} for tau in found.config.taus]
+
+
+def sharing_variants(bench: Bench) -> list[dict[str, Any]]:
+    """Sharing the map or the output from each scale on, in all layers."""
+    rows = []
+    for variant in ("output", "map"):
+        found = bench.sensitivity(variant)
+        for first in range(len(bench.model.patch_nums)):
+            plan = uniform_plan(found, tau=None, first_shared=first)
+            rows.append({"variant": variant, "first_scale": first, **bench.measure(plan)})
+    return rows
+
+
+def front(bench: Bench, points: int = 10) -> list[dict[str, Any]]:
+    """Plans with windows and sharing chosen layer by layer, and the published form beside them."""
+    found = bench.sensitivity()
+    plans: list[FrontPoint] = plan_front(found)
+    picks = sorted({round(i) for i in np.linspace(0, len(plans) - 1, points)})
+    rows = [{"kind": "chosen by layer", **bench.measure(plans[i].plan)} for i in picks]
+    for tau in found.config.taus:
+        plan = uniform_plan(found, tau=tau, first_shared=0)
+        rows.append({"kind": "one τ, output shared everywhere", "tau": tau, **bench.measure(plan)})
+    return rows
+
+
+def at_least(bench: Bench, removed: float) -> dict[str, Any]:
+    """The plan of least predicted divergence that removes so much, and its figures."""
+    meets = [point for point in plan_front(bench.sensitivity()) if point.removed >= removed]
+    point = min(meets, key=lambda p: p.predicted)
+    return {"asked": removed, "plan": point.plan.model_dump(mode="json"), **bench.measure(point.plan)}
+
+
+def bit_table(bench: Bench) -> list[dict[str, Any]]:
+    """Weights and activations in few bits, fc2 protected or in one of three formats; simulated."""
+    rows = []
+    for weight_bits, activation_bits in BITS:
+        for name in FC2_FORMATS:
+            form = None
+            if name != "protected":
+                form = LinearFormat(weight_bits=weight_bits, activation_bits=activation_bits, input_format=name)
+            precision = precision_plan(
+                bench.model, weight_bits=weight_bits, activation_bits=activation_bits, fc2=form, attention_bits=8
+            )
+            figures = bench.measure(bench.empty(precision=precision))
+            rows.append({"weight_bits": weight_bits, "activation_bits": activation_bits, "fc2": name, **figures})
+    return rows
+
+
+def seven_layers(bench: Bench) -> list[dict[str, Any]]:
+    """Four bits in one kind of linear layer at a time; simulated."""
+    rows = []
+    for kind in LINEAR_KINDS:
+        form = LinearFormat(weight_bits=4, activation_bits=4) if kind == "fc2" else None
+        precision = precision_plan(bench.model, weight_bits=4, activation_bits=4, kinds=(kind,), fc2=form)
+        if not precision.linears:
+            continue
+        rows.append({"kind": kind, **bench.measure(bench.empty(precision=precision))})
+    return rows
+
+
+def real_int8(bench: Bench) -> dict[str, Any]:
+    """Integer products and an eight-bit cache, as they are run."""
+    form = LinearFormat(weight_bits=8, activation_bits=8, real=True)
+    precision: PrecisionPlan = precision_plan(bench.model, fc2=form, real=True, kv_bits=8)
+    return bench.measure(bench.empty(precision=precision))

@@ -1,0 +1,98 @@
+"""Runs the VAR benchmark: `python -m benchmarks.var.run STAGE`; stages: latency, memory, attention, quality; or all.
+
+Run with nothing else running. `--tiny` runs every stage end to end in a minute, with figures that mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.var import attention, latency, memory
+from sparing.runs.record import run_record, write_record
+
+STAGES = ["latency", "memory", "attention", "quality"]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", nargs="?", default="all", choices=[*STAGES, "all"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/var/results"))
+    parser.add_argument("--work", type=Path, default=Path("out/var-bench"), help="keeps the figures of each variant")
+    parser.add_argument("--model", default="d16")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as many as it takes")
+    parser.add_argument("--pipeline", type=Path, help="quality: a saved model; default: the one that ships")
+    parser.add_argument("--classifier", type=Path, help="quality: the judge")
+    parser.add_argument("--data", help="quality: CIFAR-10's folder; default SPARING_DATA/cifar10")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--tiny", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def _latency(options: argparse.Namespace) -> Any:
+    agreement = latency.check_same_work(options.model)
+    columns = latency.measure(
+        options.model, batch_sizes=options.batch_sizes, rounds=options.rounds, device=options.device
+    )
+    return {
+        "greedy_tokens_that_agree": agreement,
+        "columns": columns,
+        "attention_removed_by_sharing": latency.shared_share(options.model),
+    }
+
+
+def _memory(options: argparse.Namespace) -> Any:
+    return memory.measure(options.model, max(options.batch_sizes))
+
+
+def _attention(options: argparse.Namespace) -> Any:
+    dtype = torch.bfloat16 if options.device == "cpu" else torch.float16
+    heads = 4 if options.tiny else 36
+    return attention.measure("512²", heads=heads, rows=2, rounds=options.rounds, dtype=dtype, device=options.device)
+
+
+def run_stage(stage: str, options: argparse.Namespace) -> None:
+    """One stage, writing its result file."""
+    if stage == "quality":
+        from benchmarks.var.sessions import quality_session
+
+        results, data = quality_session(options)
+    else:
+        results = {"latency": _latency, "memory": _memory, "attention": _attention}[stage](options)
+        data = {"name": "random weights in the released layout: valid for time and memory, not for quality"}
+    name = f"{stage}-{'gpu' if options.device != 'cpu' else 'cpu'}" + ("-tiny" if options.tiny else "")
+    command = ["python", "-m", "benchmarks.var.run", *sys.argv[1:]]
+    device = torch.cuda.get_device_name() if options.device != "cpu" else "CPU"
+    record = run_record(
+        command=command, seed=0, threads=torch.get_num_threads(), data=data, device=device, model=options.model
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_record(options.out / f"{name}.json", record, results)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    options = parse(arguments)
+    if options.tiny:
+        options.model, options.batch_sizes, options.rounds, options.samples = "tiny", [1, 2], 1, 40
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.device != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for stage in STAGES if options.stage == "all" else [options.stage]:
+        print(f"== {stage}", flush=True)
+        run_stage(stage, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The quality stage: opens the model, the judge and the data, and runs every variant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.var import quality
+from sparing.errors import ArgumentError
+from sparing.var.pipeline import VARPipeline
+from sparing.var.training.transformer import encode_dataset
+from sparing.vision import load_cifar10, load_classifier
+
+SEED, BEST_GUIDANCE = 0, 1.5
+FLOOR_REMOVED, GOAL_REMOVED = 0.852, 0.92
+
+
+def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All variants of one model: results, and what the run read."""
+    if options.pipeline is None or options.classifier is None:
+        raise ArgumentError("--pipeline, --classifier: expected the folder of a model and the file of a classifier")
+    root = options.data or os.environ.get("SPARING_DATA")
+    if not root:
+        raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
+    folder = Path(root) / "cifar10" if (Path(root) / "cifar10").is_dir() else Path(root)
+    pipe, classifier = VARPipeline.from_pretrained(options.pipeline), load_classifier(options.classifier)
+    pipe.use(None)
+    test, train = load_cifar10(folder, split="test"), load_cifar10(folder, split="train")
+    seen = encode_dataset(pipe.tokenizer, train.subset(range(quality.CALIBRATION_IMAGES)))
+    tokens = encode_dataset(pipe.tokenizer, test.subset(range(quality.DIVERGENCE_IMAGES)))
+    bench = quality.Bench(
+        pipe,
+        classifier,
+        test,
+        torch.from_numpy(tokens.tokens[0].astype("int64")),
+        (torch.from_numpy(seen.tokens[0].astype("int64")), torch.from_numpy(seen.labels)),
+        options.samples,
+        SEED,
+        BEST_GUIDANCE,
+        options.work,
+    )
+    results: dict[str, Any] = {"guidance": quality.guidance_sweep(bench)}
+    best = max(results["guidance"], key=lambda row: row["class_agreement"])
+    results["best_guidance"] = bench.guidance = best["guidance_scale"]
+    for name in ("tau_sweep", "sharing_variants", "front", "bit_table", "seven_layers", "real_int8"):
+        results[name] = getattr(quality, name)(bench)
+    results["floor"] = quality.at_least(bench, FLOOR_REMOVED)
+    return results, {"name": test.name, "samples": options.samples, "features": bench.features}
