@@ -1,4 +1,5 @@
-// Python bindings of the hybrid index core: arrays in, arrays out, the GIL released around every loop.
+// Python bindings of the core: arrays in, arrays out, the GIL released around every loop.
+#include "sparing/attention.hpp"
 #include "sparing/index.hpp"
 
 #include <nanobind/nanobind.h>
@@ -146,10 +147,53 @@ nb::dict arrays_of(const Index &index) {
     });
 }
 
+template <class T>
+using Heads = nb::ndarray<T, nb::ndim<4>, nb::device::cpu>;
+
+template <class T>
+HeadsView<T> heads_view(const Heads<T> &array, const char *name, size_t rows, size_t heads, size_t tokens) {
+    const bool fits = array.shape(0) == rows && array.shape(1) == heads && array.shape(2) == tokens &&
+                      array.shape(3) == kHeadDim && array.stride(3) == 1;
+    if (!fits || array.stride(0) < 0 || array.stride(1) < 0 || array.stride(2) < 0)
+        throw Error(ErrorKind::Argument, std::string(name) + ": expected (" + std::to_string(rows) + ", " +
+                                             std::to_string(heads) + ", " + std::to_string(tokens) + ", " +
+                                             std::to_string(kHeadDim) + ") with a contiguous last axis");
+    return {array.data(), static_cast<size_t>(array.stride(0)), static_cast<size_t>(array.stride(1)),
+            static_cast<size_t>(array.stride(2))};
+}
+
+void attend_arrays(const Heads<const Bits16> &q, const Heads<const Bits16> &k, const Heads<const Bits16> &v,
+                   const Heads<Bits16> &out, const Array2<int32_t> &segments, const Array2<int32_t> &widths,
+                   int32_t sink, float scale, const std::string &level, int num_threads) {
+    AttentionTask task;
+    const size_t queries = q.shape(2), keys = k.shape(2);
+    constexpr size_t limit = size_t{1} << 24;
+    if (queries == 0 || keys == 0 || queries > limit || keys > limit)
+        throw Error(ErrorKind::Argument, "q, k: expected 1 to 2^24 tokens");
+    task.rows = q.shape(0);
+    task.heads = q.shape(1);
+    task.q = heads_view(q, "q", task.rows, task.heads, queries);
+    task.k = heads_view(k, "k", task.rows, task.heads, keys);
+    task.v = heads_view(v, "v", task.rows, task.heads, keys);
+    task.out = heads_view(out, "out", task.rows, task.heads, queries);
+    task.queries = static_cast<int32_t>(queries);
+    task.keys = static_cast<int32_t>(keys);
+    if (segments.shape(1) != 2 || widths.shape(0) != task.heads || widths.shape(1) != segments.shape(0))
+        throw Error(ErrorKind::Argument, "segments, widths: expected (segments, 2) and (heads, segments)");
+    std::vector<KeySegment> list;
+    for (size_t s = 0; s < segments.shape(0); ++s) list.push_back({segments.data()[2 * s], segments.data()[2 * s + 1]});
+    task.segments = list;
+    task.widths = widths.data();
+    task.sink = sink;
+    task.scale = scale;
+    const nb::gil_scoped_release released;
+    attend(task, level, num_threads);
+}
+
 } // namespace
 
 NB_MODULE(_core, m) {
-    m.doc() = "Compiled core of sparing.hybrid; use sparing.hybrid.HybridIndex.";
+    m.doc() = "Compiled core of sparing; use sparing.hybrid.HybridIndex and sparing.var.VARPipeline.";
     nb::register_exception_translator([](const std::exception_ptr &p, void *) {
         try {
             std::rethrow_exception(p);
@@ -158,6 +202,11 @@ NB_MODULE(_core, m) {
             PyErr_SetString(type.ptr(), e.what());
         }
     });
+
+    m.def("available_attention", &available_attention, "Levels of windowed attention, slowest first.");
+    m.def("attend", &attend_arrays, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("segments"),
+          nb::arg("widths"), nb::arg("sink"), nb::arg("scale"), nb::arg("level"), nb::arg("num_threads"),
+          "Windowed attention of bfloat16 bits into `out`.");
 
     nb::enum_<DenseCode>(m, "DenseCode")
         .value("INT4", DenseCode::Int4)

@@ -1,4 +1,6 @@
-"""Compiled core of sparing.hybrid; use sparing.hybrid.HybridIndex."""
+"""
+Compiled core of sparing; use sparing.hybrid.HybridIndex and sparing.var.VARPipeline.
+"""
 
 from collections.abc import Callable
 import enum
@@ -6,6 +8,23 @@ from typing import Annotated
 
 import numpy
 from numpy.typing import NDArray
+
+def available_attention() -> list[str]:
+    """Levels of windowed attention, slowest first."""
+
+def attend(
+    q: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None, None), device="cpu", writable=False)],
+    k: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None, None), device="cpu", writable=False)],
+    v: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None, None), device="cpu", writable=False)],
+    out: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None, None), device="cpu")],
+    segments: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    widths: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    sink: int,
+    scale: float,
+    level: str,
+    num_threads: int,
+) -> None:
+    """Windowed attention of bfloat16 bits into `out`."""
 
 class DenseCode(enum.Enum):
     INT4 = 0

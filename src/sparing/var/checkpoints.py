@@ -181,6 +181,7 @@ def tokenizer_from(
     *,
     config: TokenizerConfig | None = None,
     patch_nums: Sequence[int] = PATCH_NUMS_256,
+    num_groups: int = 32,
     dtype: torch.dtype | None = None,
 ) -> VQVAE:
     """Builds a tokenizer around loaded tensors.
@@ -189,12 +190,13 @@ def tokenizer_from(
         state: name to tensor in the released layout.
         config: settings; None reads them off the tensors.
         patch_nums: side of each scale, where `config` is None.
+        num_groups: of the group norms, which no tensor shows, where `config` is None.
         dtype: of the weights; None leaves them.
 
     Raises:
         FormatError, ConfigError, NonFiniteError: as :func:`transformer_from`.
     """
-    config = config or tokenizer_config(state, patch_nums)
+    config = config or tokenizer_config(state, patch_nums, num_groups=num_groups)
     state = dict(state)
     hits = state.get(_HITS)
     if hits is not None and hits.shape[0] != len(config.patch_nums):

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sparing.errors import ConfigError
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
+    "PATCH_NUMS_1024",
     "PATCH_NUMS_256",
     "PATCH_NUMS_512",
-    "PATCH_NUMS_1024",
     "RELEASED",
     "TokenizerConfig",
     "VARConfig",

@@ -49,7 +49,8 @@ class Engine(nn.Module):
         object.__setattr__(self, "transformer", transformer)
         self.transformer: VARTransformer
         self.layers = nn.ModuleList(
-            EngineLayer(block, i, dtype=self.dtype, plan=plan) for i, block in enumerate(transformer.layers())
+            EngineLayer(block, i, patch_nums=self.config.patch_nums, dtype=self.dtype, plan=plan)
+            for i, block in enumerate(transformer.layers())
         )
         self.word_embed = make_linear(
             transformer.word_embed.weight, transformer.word_embed.bias, formats.get("word_embed"), dtype=self.dtype

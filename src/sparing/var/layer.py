@@ -10,19 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparing.var.attention import ScaleAttention, native_level
 from sparing.var.cache import EngineState
 from sparing.var.formats import attention_rounding, make_linear
 from sparing.var.plan import CompressionPlan
-from sparing.var.tiles import TiledWindows
 from sparing.var.transformer import Block, attention_factors
-from sparing.var.windows import Widths, scale_mask
 
 __all__ = ["EngineLayer", "Observer", "modulated"]
 
 _NORM_EPS = 1e-6
 _TINY = 1e-12
-_TILED_QUERIES, _TILED_SHARE = 256, 0.6
-"""Tiles pay for so many queries, if they compute at most this share of the pairs."""
 
 Observer = Callable[[int, int, dict[str, Tensor]], None]
 """Called with (layer, scale, tensors) where someone watches; see :meth:`Engine.watch`."""
@@ -39,17 +36,26 @@ class EngineLayer(nn.Module):
     Args:
         block: of the transformer.
         index: its place, from 0.
+        patch_nums: side of each scale.
         dtype: of linear layers and attention.
         plan: what to leave out.
     """
 
     factors: Tensor | None
 
-    def __init__(self, block: Block, index: int, *, dtype: torch.dtype, plan: CompressionPlan | None) -> None:
+    def __init__(
+        self,
+        block: Block,
+        index: int,
+        *,
+        patch_nums: tuple[int, ...],
+        dtype: torch.dtype,
+        plan: CompressionPlan | None,
+    ) -> None:
         super().__init__()
         attention = block.attn
         self.index, self.plan = index, plan
-        self.patch_nums = () if plan is None else plan.model.patch_nums
+        self.patch_nums = patch_nums
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         bias = torch.cat([attention.q_bias, attention.zero_k_bias, attention.v_bias]).detach()
         formats = {} if plan is None or plan.precision is None else plan.precision.linears
@@ -67,8 +73,7 @@ class EngineLayer(nn.Module):
         factors, self.softmax_scale = attention_factors(attention)
         self.normalised = factors is not None
         self.register_buffer("factors", None if factors is None else factors.detach().float(), persistent=False)
-        self.masks: dict[int, Tensor | None] = {}
-        self.tiled: dict[int, TiledWindows | None] = {}
+        self.attentions: dict[int, ScaleAttention] = {}
         self.rounding = attention_rounding(plan)
         self.observer: Observer | None = None
         self.dtype = dtype
@@ -126,13 +131,11 @@ class EngineLayer(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: int) -> Tensor:
         """(R, H, n, D) queries and (R, H, m, ·) keys and values to (R, H, n, ·)."""
-        plain = self.observer is None and self.rounding is None and v.shape[-1] == q.shape[-1]
-        tiles = self._tiles(scale) if plain else None
-        if tiles is not None:
-            return tiles(q, k, v, softmax_scale=self.softmax_scale)
-        mask = self._mask(scale, q.device)
+        plain = self.observer is None and self.rounding is None
+        attention = self._attention_at(scale)
         if plain:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.softmax_scale)
+            return attention(q, k, v, softmax_scale=self.softmax_scale)
+        mask = attention.mask(q.device)
         logits = (q @ k.transpose(-1, -2)).float() * self.softmax_scale
         if mask is not None:
             logits = logits.masked_fill(~mask, -math.inf)
@@ -149,25 +152,11 @@ class EngineLayer(nn.Module):
             self.observer(self.index, scale, {"output": out})
         return out
 
-    def _mask(self, scale: int, device: torch.device) -> Tensor | None:
-        if scale not in self.masks:
-            widths = self._widths(scale)
-            # Four axes: with three, PyTorch leaves its fused attention.
-            mask = None if widths is None else torch.from_numpy(scale_mask(self.patch_nums, scale, widths))[None]
-            self.masks[scale] = None if mask is None else mask.to(device)
-        return self.masks[scale]
-
-    def _tiles(self, scale: int) -> TiledWindows | None:
-        """Attention that skips, where the scale is large enough and the windows leave out enough for it to pay."""
-        if scale not in self.tiled:
-            widths = self._widths(scale)
-            large = widths is not None and self.patch_nums[scale] ** 2 >= _TILED_QUERIES
-            tiles = TiledWindows(self.patch_nums, scale, widths) if widths is not None and large else None
-            self.tiled[scale] = tiles if tiles is not None and tiles.share <= _TILED_SHARE else None
-        return self.tiled[scale]
-
-    def _widths(self, scale: int) -> Widths | None:
-        return None if self.plan is None else self.plan.widths(self.index, scale)
+    def _attention_at(self, scale: int) -> ScaleAttention:
+        if scale not in self.attentions:
+            widths = None if self.plan is None else self.plan.widths(self.index, scale)
+            self.attentions[scale] = ScaleAttention(self.patch_nums, scale, widths, level=native_level())
+        return self.attentions[scale]
 
 
 def _unit(x: Tensor, factors: Tensor | None) -> Tensor:

@@ -211,8 +211,7 @@ class VARPipeline(ModelHubMixin):
     @torch.inference_mode()
     def decode(self, f_hat: Tensor) -> Tensor:
         """Draws (B, z, p, p) summed-up codes as (B, 3, side, side) uint8."""
-        weight = self.tokenizer.post_quant_conv.weight
-        images = self.tokenizer.decode(f_hat.to(weight.dtype)).float()
+        images = self.tokenizer.decode(f_hat).float()
         return images.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -202,8 +202,11 @@ def measure_quality(
     """
     logits, drawn = classify(samples.images)
     agreement = float((logits.argmax(1) == samples.labels).mean())
-    limit = num_neighbours_images
-    precision, recall = precision_recall(real_features[:limit], drawn[:limit])
+    # Spread evenly: the images of a folder may come class by class.
+    few = [
+        x[np.linspace(0, len(x) - 1, min(len(x), num_neighbours_images)).astype(int)] for x in (real_features, drawn)
+    ]
+    precision, recall = precision_recall(*few)
     return QualityReport(
         len(samples.labels), features, frechet_distance(real_features, drawn), agreement, precision, recall
     )

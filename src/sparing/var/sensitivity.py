@@ -390,13 +390,14 @@ def divergence(
     check_data(tokens, labels, model)
     if any(plan.model != model for plan in plans):
         raise ConfigError("plans: expected plans of this model")
-    engines = [Engine(pipe.transformer, plan=plan) for plan in plans]
     totals = np.zeros((len(plans), len(model.patch_nums)))
     batches, done = torch.arange(len(tokens)).split(config.batch_size), 0
     for part in batches:
         inputs, rows = _inputs(pipe, tokens[part]), labels[part].to(pipe.device)
         reference = list(_guided(plain, rows, inputs, config.guidance_scale))
-        for i, engine in enumerate(engines):
+        for i, plan in enumerate(plans):
+            # One at a time: what engines keep for their windows would add up.
+            engine = Engine(pipe.transformer, plan=plan)
             for scale, logits in enumerate(_guided(engine, rows, inputs, config.guidance_scale)):
                 true = reference[scale]
                 totals[i, scale] += float((true.exp() * (true - logits)).sum(-1).clamp_min(0).sum())

@@ -5,7 +5,6 @@ slice of every segment. The slices are joined and attended to at once; a mask cu
 window. Heads of like widths share slices. The result is that of full attention under a mask of the same windows.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,9 +81,10 @@ class TiledWindows:
             slices, segments = [(0, self._starts[self._first])], [-1]
             for row, width in enumerate(widest.tolist()):
                 segment = self._first + row
-                size, ratio = self._sizes[segment], self._sizes[segment] / self._num_queries
-                low = max(0, math.floor(begin * ratio - width) + 1)
-                high = min(size, math.ceil((end - 1) * ratio + width))
+                # In whole numbers: a rounded quotient would move keys across a window's edge.
+                size = self._sizes[segment]
+                low = max(0, begin * size // self._num_queries - width + 1)
+                high = min(size, -(-(end - 1) * size // self._num_queries) + width)
                 if width != DROPPED and low < high:
                     slices.append((self._starts[segment] + low, self._starts[segment] + high))
                     segments.append(row)
@@ -129,20 +129,19 @@ class TiledWindows:
     def _mask(self, tile: _Tile, widths: Tensor) -> Tensor:
         """(1, heads, queries, keys) bool, or (1, 1, queries, keys) where all heads have the same widths."""
         device = widths.device
-        queries = torch.arange(tile.begin, tile.end, device=device, dtype=torch.float64)
+        queries = torch.arange(tile.begin, tile.end, device=device)
         distances, limits = [], []
         same = bool((widths == widths[:1]).all())
         for (begin, end), row in zip(tile.slices, tile.segments, strict=True):
             length = end - begin
             if row < 0:  # the sink
-                distances.append(torch.zeros(len(queries), length, device=device, dtype=torch.float64))
-                limits.append(torch.ones(1 if same else len(widths), 1, length, device=device, dtype=torch.float64))
+                distances.append(torch.zeros(len(queries), length, device=device, dtype=torch.int64))
+                limits.append(torch.ones(1 if same else len(widths), 1, length, device=device, dtype=torch.int64))
                 continue
             segment = self._first + row
-            keys = torch.arange(begin, end, device=device, dtype=torch.float64) - self._starts[segment]
-            ratio = self._sizes[segment] / self._num_queries
-            distances.append((queries[:, None] * ratio - keys).abs_())
+            keys = torch.arange(begin, end, device=device) - self._starts[segment]
+            distances.append((queries[:, None] * self._sizes[segment] - keys * self._num_queries).abs_())
             limit = widths[:1, row] if same else widths[:, row]
-            limits.append(limit.double()[:, None, None].expand(-1, 1, length))
+            limits.append((limit * self._num_queries)[:, None, None].expand(-1, 1, length))
         # Four axes: with three, PyTorch leaves its fused attention.
         return (torch.cat(distances, 1) < torch.cat(limits, 2))[None]

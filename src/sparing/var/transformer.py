@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.var.config import VARConfig
 
-__all__ = ["VARTransformer", "attention_factors", "check_labels", "modulate"]
+__all__ = ["Attention", "Block", "FeedForward", "VARTransformer", "attention_factors", "check_labels", "modulate"]
 
 _NORM_EPS = 1e-6
 _MAX_LOG_SCALE = math.log(100)

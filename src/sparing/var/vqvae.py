@@ -195,7 +195,7 @@ class VQVAE(nn.Module):
             images: (B, 3, side, side) float in [−1, 1].
 
         Returns:
-            (B, z, p, p) float.
+            (B, z, p, p) in the dtype of the weights.
 
         Raises:
             ShapeError: images of another size than the settings name.
@@ -203,7 +203,7 @@ class VQVAE(nn.Module):
         side = self.config.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
             raise ShapeError(f"images: expected (B, 3, {side}, {side}), got {tuple(images.shape)}")
-        out: Tensor = self.quant_conv(self.encoder(images))
+        out: Tensor = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
         return out
 
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -229,7 +229,7 @@ class VQVAE(nn.Module):
         Returns:
             (B, 3, side, side) float in [−1, 1].
         """
-        out: Tensor = self.decoder(self.post_quant_conv(f_hat))
+        out: Tensor = self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype)))
         return out.clamp(-1, 1)
 
     def decode_tokens(self, tokens: Sequence[Tensor]) -> Tensor:

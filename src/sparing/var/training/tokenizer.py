@@ -1,9 +1,11 @@
 """Trains the tokenizer: reconstruction, likeness of features, the quantizer's loss, and codes that stay in use."""
 
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -43,6 +45,7 @@ def train_tokenizer_(
     config: TokenizerTrainingConfig,
     features: Callable[[Tensor], Sequence[Tensor]] | None = None,
     checkpoint_folder: str | os.PathLike[str] | None = None,
+    checkpoint_every_s: float = 120.0,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Trains a tokenizer in place on images, mirrored at random.
@@ -54,6 +57,7 @@ def train_tokenizer_(
         features: gives feature maps (B, c, h, w) of images (B, 3, side, side) in [−1, 1], as a classifier's stages do;
             their distance keeps what people look at. None leaves it out.
         checkpoint_folder: where to save and whence to resume.
+        checkpoint_every_s: least time between checkpoints.
         progress: called with ``("training", done, steps)``.
 
     Returns:
@@ -92,8 +96,17 @@ def train_tokenizer_(
         loss_at,
         config=config,
         kind="sparing.var.tokenizer-training",
-        described={"tokenizer": model.config.model_dump(mode="json"), "data": dataset.name, "images": len(dataset)},
+        described={
+            "tokenizer": model.config.model_dump(mode="json"),
+            "data": {
+                "name": dataset.name,
+                "images": len(dataset),
+                "crc32": zlib.crc32(np.ascontiguousarray(dataset.images).data),
+            },
+            "features": features is not None,
+        },
         checkpoint_folder=checkpoint_folder,
+        checkpoint_every_s=checkpoint_every_s,
         progress=progress,
     )
 

@@ -1,6 +1,7 @@
 """Trains the transformer: cross-entropy over the tokens of all scales, the right tokens of earlier scales given."""
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -84,6 +85,7 @@ def train_transformer_(
     *,
     config: TransformerTrainingConfig,
     checkpoint_folder: str | os.PathLike[str] | None = None,
+    checkpoint_every_s: float = 120.0,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Trains a transformer in place.
@@ -94,6 +96,7 @@ def train_transformer_(
         data: from :func:`encode_dataset`.
         config: how.
         checkpoint_folder: where to save and whence to resume.
+        checkpoint_every_s: least time between checkpoints.
         progress: called with ``("training", done, steps)``.
 
     Returns:
@@ -130,8 +133,18 @@ def train_transformer_(
         loss_at,
         config=config,
         kind="sparing.var.transformer-training",
-        described={"transformer": settings.model_dump(mode="json"), "data": data.name, "images": len(data.labels)},
+        described={
+            "transformer": settings.model_dump(mode="json"),
+            "data": {
+                "name": data.name,
+                "images": len(data.labels),
+                "crc32": zlib.crc32(
+                    np.ascontiguousarray(data.labels).data, zlib.crc32(np.ascontiguousarray(data.tokens).data)
+                ),
+            },
+        },
         checkpoint_folder=checkpoint_folder,
+        checkpoint_every_s=checkpoint_every_s,
         progress=progress,
     )
 
