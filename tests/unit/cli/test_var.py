@@ -182,7 +182,7 @@ def test_other_settings_are_refused(capsys, images, tokenizer, run, classifier, 
     before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
     out = ["--out", tokenizer, "--steps", "50", *TINY]
     assert "seed: saved 0, now 1" in run_error(capsys, "train-tokenizer", images, *out, "--seed", "1")
-    assert "data: saved" in run_error(capsys, "train-tokenizer", images, *out, "--features", classifier)
+    assert "data.name: saved" in run_error(capsys, "train-tokenizer", images, *out, "--features", classifier)
     out = ["--tokenizer", tokenizer, "--out", run, *SMALL]
     assert "steps: saved 50, now 60" in run_error(capsys, "train", images, *out, "--steps", "60")
     assert "shared_adaln" in run_error(capsys, "train", images, *out, "--steps", "50", "--shared-adaln")

@@ -138,14 +138,12 @@ import importlib.util, os, signal, sys
 import numpy as np
 import torch
 torch.set_num_threads(1)
-from sparing.var.training.loop import train_
 from sparing.var.training.transformer import TokenDataset, TransformerTrainingConfig, train_transformer_
 from sparing.var.transformer import VARTransformer
 
 spec = importlib.util.spec_from_file_location("tiny", sys.argv[1])
 tiny = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny)
-train_.__kwdefaults__["checkpoint_every_s"] = 0.0
 config = TransformerTrainingConfig.model_validate_json(sys.argv[4])
 with np.load(sys.argv[2]) as file:
     data = TokenDataset(file["tokens"], file["labels"], "sums")
@@ -156,7 +154,8 @@ def kill(stage, done, total):
 
 model = VARTransformer(tiny.transformer_config(patch_nums=(1, 2, 3, 4)), seed=0)
 tokenizer = tiny.tokenizer(patch_nums=(1, 2, 3, 4))
-train_transformer_(model, tokenizer, data, config=config, checkpoint_folder=sys.argv[3], progress=kill)
+where = {"checkpoint_folder": sys.argv[3], "checkpoint_every_s": 0.0}
+train_transformer_(model, tokenizer, data, config=config, progress=kill, **where)
 """
 
 
@@ -195,7 +194,12 @@ def test_changed_settings_are_refused(fresh, tokenizer, tokens, tmp_path):
     for model, data, config, words in (
         (fresh(), tokens, settings(steps=1, label_smoothing=0.1), "label_smoothing"),
         (fresh(class_dropout=0.2), tokens, settings(steps=1), r"transformer\.class_dropout: saved 0\.1, now 0\.2"),
-        (fresh(), dataclasses.replace(tokens, name="other"), settings(steps=1), "data: saved 'sums', now 'other'"),
+        (
+            fresh(),
+            dataclasses.replace(tokens, name="other"),
+            settings(steps=1),
+            r"data\.name: saved 'sums', now 'other'",
+        ),
     ):
         with pytest.raises(ConfigError, match=words):
             train_transformer_(model, tokenizer, data, config=config, checkpoint_folder=tmp_path)
