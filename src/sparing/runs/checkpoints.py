@@ -282,6 +282,7 @@ def _write_tensors(safetensors: ModuleType, tensors: "dict[str, Tensor]", file: 
 def _read_tensors(safetensors: ModuleType, file: Path, root: Path) -> "dict[str, Tensor]":
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        # RuntimeError: PyTorch's word for a file that went away while it was opened.
         raise FormatError(f"{root}: {file.name} is not a file of tensors: {error}") from error
     return tensors

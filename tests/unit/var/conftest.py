@@ -14,9 +14,12 @@ def _beside(name):
     return module
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Threads that wait for each other cost far more than they bring to networks this small."""
+    """Threads that wait for each other cost far more than they bring to networks this small.
+
+    For a module's fixtures as well: with another number of threads sums differ in their last digits.
+    """
     torch = pytest.importorskip("torch", reason="needs sparing[vision]")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
