@@ -1,4 +1,4 @@
-"""Windowed attention that really skips, at 512² and 1024²: time of every scale's attention against the whole, in turn.
+"""Windowed attention that really skips, at 512² and 1024²: time of every scale's attention against the whole.
 
 No weights of these models are at hand, so the windows are set by a rule: each covers the same share of its segment.
 What the share keeps of all pairs is counted and shown beside the time.
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sparing.var.attention import ScaleAttention, native_level
 from sparing.var.config import PATCH_NUMS_512, PATCH_NUMS_1024
-from sparing.var.tiles import TiledWindows
 from sparing.var.windows import Widths, first_windowed, kept_pairs
 
 SHARES = (0.32, 0.16, 0.08, 0.04)
@@ -30,7 +30,7 @@ def share_widths(patch_nums: tuple[int, ...], scale: int, share: float, heads: i
 def measure(
     schedule: str, *, heads: int, rows: int, rounds: int, dtype: torch.dtype, device: str = "cpu", head_dim: int = 64
 ) -> list[dict[str, Any]]:
-    """For each share: pairs kept, and best times of all scales' attention of one layer, dense and windowed."""
+    """For no windows and each share: pairs removed, and times of all scales' attention of a layer; ways take turns."""
     patch_nums = SCHEDULES[schedule]
     generator = torch.Generator(device).manual_seed(0)
     sizes = [p * p for p in patch_nums]
@@ -43,49 +43,50 @@ def measure(
         for n in sizes
     ]
 
-    def dense() -> None:
-        for q, end in zip(queries, ends, strict=True):
-            F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], scale=1.0)
+    def attend(ways: dict[int, ScaleAttention] | None) -> None:
+        """All scales of one layer: PyTorch's whole attention, or ours."""
+        for scale, (q, end) in enumerate(zip(queries, ends, strict=True)):
+            k, v = keys[:, :, :end], values[:, :, :end]
+            if ways is None:
+                F.scaled_dot_product_attention(q, k, v, scale=1.0)
+            else:
+                ways[scale](q, k, v, softmax_scale=1.0)
 
-    for share in SHARES:
-        widths = {s: share_widths(patch_nums, s, share, heads) for s in range(3, len(sizes))}
-        tiles = {s: TiledWindows(patch_nums, s, w) for s, w in widths.items() if sizes[s] >= 256}
-
-        def windowed(tiles: dict[int, TiledWindows] = tiles) -> None:
-            for scale, (q, end) in enumerate(zip(queries, ends, strict=True)):
-                k, v = keys[:, :, :end], values[:, :, :end]
-                if scale in tiles:
-                    tiles[scale](q, k, v, softmax_scale=1.0)
-                else:
-                    F.scaled_dot_product_attention(q, k, v, scale=1.0)
-
-        kept = sum(
-            int(kept_pairs(patch_nums, s, widths.get(s)).sum()) * (1 if s in widths else heads)
-            for s in range(len(sizes))
-        )
-        everything = heads * sum(n * int(end) for n, end in zip(sizes, ends, strict=True))
-        times = {"dense": [], "windowed": []}
+    everything = heads * sum(n * int(end) for n, end in zip(sizes, ends, strict=True))
+    for share in (None, *SHARES):
+        widths = {
+            s: None if share is None or s < 3 else share_widths(patch_nums, s, share, heads) for s in range(len(sizes))
+        }
+        kept = sum(int(kept_pairs(patch_nums, s, w).sum()) * (heads if w is None else 1) for s, w in widths.items())
+        columns = {"PyTorch, whole": None} | {
+            name: {s: ScaleAttention(patch_nums, s, w, level=level) for s, w in widths.items()}
+            for name, level in (("compiled core", native_level()), ("tiles in PyTorch", None))
+        }
+        times: dict[str, list[float]] = {name: [] for name in columns}
         for turn in range(rounds + 1):
-            for name, work in (("dense", dense), ("windowed", windowed)):
+            for name, ways in columns.items():
                 start = time.perf_counter()
-                work()
+                attend(ways)
                 if device != "cpu":
                     torch.cuda.synchronize()
                 if turn:
                     times[name].append(time.perf_counter() - start)
-        ratios = [a / b for a, b in zip(times["dense"], times["windowed"], strict=True)]
-        results.append(
-            {
-                "schedule": schedule,
-                "share_of_segment": share,
-                "pairs_removed": round(1 - kept / everything, 4),
-                "dense_s": round(min(times["dense"]), 5),
-                "windowed_s": round(min(times["windowed"]), 5),
-                "speedup": round(min(times["dense"]) / min(times["windowed"]), 3),
+        base = times["PyTorch, whole"]
+        row: dict[str, Any] = {
+            "schedule": schedule,
+            "share_of_segment": share,
+            "pairs_removed": round(1 - kept / everything, 4),
+            "heads": heads,
+            "rows": rows,
+            "level": native_level(),
+        }
+        for name, seconds in times.items():
+            ratios = [a / b for a, b in zip(base, seconds, strict=True)]
+            row[name] = {
+                "best_s": round(min(seconds), 5),
+                "speedup": round(min(base) / min(seconds), 3),
                 "speedup_range": [round(min(ratios), 3), round(max(ratios), 3)],
-                "heads": heads,
-                "rows": rows,
             }
-        )
-        print(results[-1], flush=True)
+        results.append(row)
+        print(row, flush=True)
     return results

@@ -163,7 +163,7 @@ class VARPipeline(ModelHubMixin):
         self._engine = None
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         class_labels: Sequence[int] | Tensor,
@@ -206,7 +206,8 @@ class VARPipeline(ModelHubMixin):
             tokens, f_hat = self.engine.generate(labels, self.tokenizer.quantize, settings, generator)
             images = self.decode(f_hat).cpu()
             latency_s = time.perf_counter() - start
-        return VAROutput(images, [t.cpu() for t in tokens], latency_s, memory.peak_bytes)
+        # Copies: what inference mode made cannot be used where gradients are.
+        return VAROutput(images.clone(), [t.cpu().clone() for t in tokens], latency_s, memory.peak_bytes)
 
     @torch.inference_mode()
     def decode(self, f_hat: Tensor) -> Tensor:

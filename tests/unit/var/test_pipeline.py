@@ -377,3 +377,9 @@ def test_a_killed_save_leaves_the_old_model_or_the_new_one(tiny, tmp_path, old_p
     assert set(seen) == {"old", "new"}
     new.save_pretrained(folders / "3")
     assert sorted(p.name for p in (folders / "3").iterdir()) == sorted(p.name for p in (tmp_path / "new").iterdir())
+
+
+def test_what_is_drawn_can_be_trained_on(tiny):
+    out = tiny.pipeline()([0, 1])
+    assert not out.images.is_inference()
+    assert not any(tokens.is_inference() for tokens in out.tokens)
