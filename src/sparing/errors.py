@@ -23,6 +23,10 @@ which argument, what was expected, what came, and what to do.
 """
 
 from functools import partial
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "ArgumentError",
@@ -49,6 +53,19 @@ class SparingError(Exception):
 
 class ConfigError(SparingError, ValueError):
     """A configuration that contradicts itself or has a value out of range."""
+
+    @classmethod
+    def from_validation(cls, name: str, error: "ValidationError") -> Self:
+        """Words what pydantic found.
+
+        Args:
+            name: what was validated, for example ``"config"``.
+            error: pydantic's; each field is named with what was expected and what came.
+        """
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+        )
+        return cls(f"{name}: {problems}")
 
 
 class ShapeError(SparingError, ValueError):

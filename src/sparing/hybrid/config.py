@@ -80,5 +80,4 @@ def make_config(fields: dict[str, object]) -> HybridConfig:
     try:
         return HybridConfig.model_validate(fields)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        raise ConfigError(f"config: {problems}") from None
+        raise ConfigError.from_validation("config", error) from None

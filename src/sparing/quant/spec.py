@@ -108,7 +108,4 @@ def make_spec(fields: dict[str, Any]) -> QuantSpec:
     try:
         return QuantSpec.model_validate(fields)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        )
-        raise ConfigError(f"spec: {problems}") from None
+        raise ConfigError.from_validation("spec", error) from None

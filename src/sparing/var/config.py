@@ -193,7 +193,4 @@ def validated(kind: type[_C], fields: Any) -> _C:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        )
-        raise ConfigError(f"{kind.__name__}: {problems}") from None
+        raise ConfigError.from_validation(kind.__name__, error) from None

@@ -7,6 +7,7 @@ of norms, sampling and launches is one more constant a product, so that small ba
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -115,7 +116,7 @@ def probe_device(device: torch.device | str = "cpu", *, name: str | None = None)
     flops = {}
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         x = a.to(dtype)
-        flops[precision] = 2 * size**3 / _best(device, lambda x=x: x @ x)  # type: ignore[misc]
+        flops[precision] = 2 * size**3 / _best(device, partial(torch.mm, x, x))
     integers = (a * 20).clamp(-127, 127).to(torch.int8)
     flops["int8"] = 2 * size**3 / _best(device, lambda: torch._int_mm(integers, integers))
     source = torch.empty(_PROBE_BYTES // 4, device=device)

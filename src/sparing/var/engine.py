@@ -79,8 +79,8 @@ class Engine(nn.Module):
         classes, where = torch.unique(rows, return_inverse=True)
         embedding, condition = (t.float() for t in model.condition(classes))
         modulations: list[tuple[Tensor, ...]] = []
-        for layer, block in zip(self.layers, model.blocks, strict=True):
-            six = layer.modulation(block, condition)[where].unsqueeze(1)  # type: ignore[operator]
+        for layer, block in zip(self._layers(), model.layers(), strict=True):
+            six = layer.modulation(block, condition)[where].unsqueeze(1)
             gamma1, gamma2, scale1, scale2, shift1, shift2 = six.float().unbind(2)
             modulations.append((gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2))
         scale, shift = model.head_nm.ada_lin(embedding.to(model.head.weight.dtype)).float().chunk(2, -1)
@@ -219,8 +219,11 @@ class Engine(nn.Module):
             observer: gets ``{"map": (R, H, n, m) float32}`` and ``{"output": (R, n, C)}``, the latter after proj; None
                 ends it.
         """
-        for layer in self.layers:
-            layer.observer = observer  # type: ignore[assignment]
+        for layer in self._layers():
+            layer.observer = observer
+
+    def _layers(self) -> Iterator[EngineLayer]:
+        return (cast("EngineLayer", layer) for layer in self.layers)
 
     def free_original_(self) -> int:
         """Empties those of the transformer's weights for which this engine has others.
@@ -233,7 +236,7 @@ class Engine(nn.Module):
         linears: list[nn.Module] = [model.head]
         for block in model.layers():
             linears += [block.attn.mat_qkv, block.attn.proj, block.ffn.fc1, block.ffn.fc2]
-            linears += [] if block.shared_adaln else [block.ada_lin[1]]
+            linears += [] if block.shared_adaln else [block.ada_linear]
         for linear in linears:
             weight = cast("Tensor", linear.weight)
             if weight.untyped_storage().data_ptr() not in kept:

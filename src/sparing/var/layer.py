@@ -69,7 +69,7 @@ class EngineLayer(nn.Module):
         self.fc2 = linear("fc2", block.ffn.fc2.weight, block.ffn.fc2.bias)
         self.ada: nn.Module | None = None
         if not block.shared_adaln:
-            self.ada = linear("ada_lin", block.ada_lin[1].weight, block.ada_lin[1].bias)  # type: ignore[arg-type]
+            self.ada = linear("ada_lin", block.ada_linear.weight, block.ada_linear.bias)
         factors, self.softmax_scale = attention_factors(attention)
         self.normalised = factors is not None
         self.register_buffer("factors", None if factors is None else factors.detach().float(), persistent=False)

@@ -125,6 +125,11 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
+    @property
+    def ada_linear(self) -> nn.Linear:
+        """The linear layer of this block's own adaptive norm; there is none where the blocks share one."""
+        return cast("nn.Linear", self.ada_lin[1])
+
     def modulation(self, condition: Tensor) -> Tensor:
         """Gates, scales and shifts of this block.
 
@@ -204,7 +209,7 @@ class VARTransformer(nn.Module):
             if block.shared_adaln:
                 block.ada_gss[:, :, :2].mul_(_GAMMA_GAIN)
             else:
-                weight = cast("nn.Linear", block.ada_lin[1]).weight.mul_(_ADALN_GAIN)
+                weight = block.ada_linear.weight.mul_(_ADALN_GAIN)
                 weight[: 2 * self.config.embed_dim].mul_(_GAMMA_GAIN)
             block.attn.proj.weight.div_(depth_gain)
             block.ffn.fc2.weight.div_(depth_gain)

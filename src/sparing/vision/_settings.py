@@ -23,8 +23,7 @@ def validated(model: type[_Model], fields: Mapping[str, object]) -> _Model:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        raise ConfigError(f"{model.__name__}: {problems}") from None
+        raise ConfigError.from_validation(model.__name__, error) from None
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
