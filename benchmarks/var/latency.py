@@ -16,8 +16,9 @@ import torch
 
 from benchmarks.var.models import random_pipeline
 from benchmarks.var.published import PublishedSampler
+from sparing.var.config import LINEAR_KINDS
 from sparing.var.cost import attention_cost
-from sparing.var.formats import LINEAR_KINDS, precision_plan
+from sparing.var.formats import precision_plan
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
 from sparing.var.plan import CompressionPlan, LinearFormat, SharingPlan
 
@@ -57,7 +58,7 @@ def int8_plan(pipe: VARPipeline, *, shared: bool) -> CompressionPlan:
     return CompressionPlan(
         model=config,
         weights=weights_fingerprint(pipe.transformer),
-        precision=precision_plan(config, fc2=form, kinds=LINEAR_KINDS[1:], real=True),
+        precision=precision_plan(config, fc2=form, kinds=LINEAR_KINDS[1:], real=True, decoder_bits=8),
         sharing=SharingPlan(variant="output", first_scale=(from_scale,) * config.depth) if shared else None,
     )
 

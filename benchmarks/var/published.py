@@ -90,7 +90,9 @@ class PublishedSampler:
                 begin, end = config.scale_starts[scale + 1 : scale + 3]
                 x = (model.word_embed(inputs) + places[:, begin:end]).repeat(2, 1, 1)
         self.cached = []
-        images = self.tokenizer.decode(f_hat).float().add(1).mul(0.5)
+        tokenizer = self.tokenizer
+        images = tokenizer.decoder(tokenizer.post_quant_conv(f_hat.to(tokenizer.post_quant_conv.weight.dtype)))
+        images = images.clamp(-1, 1).float().add(1).mul(0.5)
         return torch.cat(drawn, 1), images
 
 

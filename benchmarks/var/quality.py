@@ -18,12 +18,14 @@ import torch
 from sparing.runs.atomic import replace_file
 from sparing.var.apply import apply_
 from sparing.var.calibrate import FrontPoint, plan_front, uniform_plan
+from sparing.var.config import LINEAR_KINDS
 from sparing.var.cost import attention_cost, model_cost
-from sparing.var.formats import LINEAR_KINDS, precision_plan
+from sparing.var.divergence import CalibrationConfig, divergence
+from sparing.var.formats import precision_plan
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
 from sparing.var.quality import cross_entropy, draw_samples, measure_quality
-from sparing.var.sensitivity import CalibrationConfig, Sensitivity, divergence, measure_sensitivity
+from sparing.var.sensitivity import Sensitivity, measure_sensitivity
 from sparing.vision import ImageDataset, SavedClassifier, penultimate_features, predict
 
 GUIDANCES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)

@@ -1,11 +1,13 @@
 // Python bindings of the core: arrays in, arrays out, the GIL released around every loop.
 #include "sparing/attention.hpp"
 #include "sparing/index.hpp"
+#include "sparing/int8.hpp"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -190,6 +192,69 @@ void attend_arrays(const Heads<const Bits16> &q, const Heads<const Bits16> &k, c
     attend(task, level, num_threads);
 }
 
+using RealRows = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using MutableBytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+bool is_half(const RealRows &array) {
+    if (array.dtype() != nb::dtype<float>() && array.dtype() != nb::dtype<Bits16>())
+        throw Error(ErrorKind::Argument, "expected float32, or bfloat16 as uint16");
+    return array.dtype() == nb::dtype<Bits16>();
+}
+
+Reals reals_of(const RealRows &array) {
+    const void *data = array.data();
+    if (is_half(array)) return {nullptr, static_cast<const Bits16 *>(data)};
+    return {static_cast<const float *>(data), nullptr};
+}
+
+void expect(bool fits, const char *message) {
+    if (!fits) throw Error(ErrorKind::Argument, message);
+}
+
+void quantize_rows_arrays(const RealRows &x, const MutableBytes &codes,
+                          const nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu> &steps,
+                          const std::string &level, int num_threads) {
+    expect(codes.shape(0) == x.shape(0) && codes.shape(1) == x.shape(1) && steps.shape(0) == x.shape(0),
+           "codes, steps: expected the shape of x, and its rows");
+    const RowsTask task{x.shape(0), x.shape(1), reals_of(x), codes.data(), steps.data()};
+    const nb::gil_scoped_release released;
+    quantize_rows(task, level, num_threads);
+}
+
+void finish_rows_arrays(const Array2<float> &sums, const Array1<float> &steps, const std::optional<Array1<float>> &bias,
+                        bool gelu, const RealRows &out, const std::string &level, int num_threads) {
+    expect(out.shape(0) == sums.shape(0) && out.shape(1) == sums.shape(1) && steps.shape(0) == sums.shape(0) &&
+               (!bias || bias->shape(0) == sums.shape(1)),
+           "steps, bias, out: expected the rows, the columns and the shape of sums");
+    FinishTask task{sums.shape(0), sums.shape(1), sums.data(), steps.data(), bias ? bias->data() : nullptr, gelu, {}};
+    void *data = out.data();
+    if (is_half(out))
+        task.out.half = static_cast<Bits16 *>(data);
+    else
+        task.out.wide = static_cast<float *>(data);
+    const nb::gil_scoped_release released;
+    finish_rows(task, level, num_threads);
+}
+
+std::pair<float, int32_t> quantize_image_arrays(const RealRows &x, const MutableBytes &codes, size_t groups,
+                                                const std::optional<Array1<float>> &weight,
+                                                const std::optional<Array1<float>> &bias, float eps, bool silu,
+                                                const std::string &level, int num_threads) {
+    const size_t channels = x.shape(1);
+    expect(codes.shape(0) == x.shape(0) && codes.shape(1) == channels, "codes: expected the shape of x");
+    expect(groups == 0 ||
+               (channels % groups == 0 && weight && bias && weight->shape(0) == channels && bias->shape(0) == channels),
+           "groups, weight, bias: expected groups that divide the channels, and a number for each channel");
+    ImageTask task{x.shape(0), channels, reals_of(x), groups, nullptr, nullptr, eps, silu, codes.data()};
+    if (groups != 0) {
+        task.weight = weight->data();
+        task.bias = bias->data();
+    }
+    const nb::gil_scoped_release released;
+    const ByteRange range = quantize_image(task, level, num_threads);
+    return {range.step, range.zero_point};
+}
+
 } // namespace
 
 NB_MODULE(_core, m) {
@@ -207,6 +272,16 @@ NB_MODULE(_core, m) {
     m.def("attend", &attend_arrays, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("segments"),
           nb::arg("widths"), nb::arg("sink"), nb::arg("scale"), nb::arg("level"), nb::arg("num_threads"),
           "Windowed attention of bfloat16 bits into `out`.");
+    m.def("available_int8", &available_int8, "Levels of rounding to bytes, slowest first.");
+    m.def("quantize_rows", &quantize_rows_arrays, nb::arg("x"), nb::arg("codes"), nb::arg("steps"), nb::arg("level"),
+          nb::arg("num_threads"), "Codes around 128 and a step for each row, of float32 or of bfloat16 bits.");
+    m.def("finish_rows", &finish_rows_arrays, nb::arg("sums"), nb::arg("steps"), nb::arg("bias").none(),
+          nb::arg("gelu"), nb::arg("out"), nb::arg("level"), nb::arg("num_threads"),
+          "Sums times each row's step, plus the bias, through GELU if wanted, into `out`.");
+    m.def("quantize_image", &quantize_image_arrays, nb::arg("x"), nb::arg("codes"), nb::arg("groups"),
+          nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("eps"), nb::arg("silu"), nb::arg("level"),
+          nb::arg("num_threads"),
+          "Codes, step and zero point of one image (pixels, channels), after group norm and SiLU if wanted.");
 
     nb::enum_<DenseCode>(m, "DenseCode")
         .value("INT4", DenseCode::Int4)

@@ -2,7 +2,7 @@
 #include "sparing/attention.hpp"
 #include "attention_impl.hpp"
 #include "sparing/error.hpp"
-#include "sparing/parallel.hpp"
+#include "sparing/pool.hpp"
 
 #include <memory>
 
@@ -19,8 +19,8 @@ void attend_avx512bf16(const AttentionTask &task, size_t row, size_t head, Scrat
 
 namespace {
 
-/// Pairs of query and key for which another thread is worth starting.
-constexpr size_t kPairsPerThread = size_t{1} << 20;
+/// Pairs of query and key for which more than one thread is worth waking.
+constexpr size_t kPairsForThreads = size_t{1} << 14;
 
 bool has_avx512bf16() {
 #if defined(SPARING_X86)
@@ -64,10 +64,9 @@ void attend(const AttentionTask &task, const std::string &level, int num_threads
         throw Error(ErrorKind::Argument, "level: '" + level + "' cannot run on this CPU");
     const size_t units = task.rows * task.heads;
     const size_t pairs = units * static_cast<size_t>(task.queries) * static_cast<size_t>(task.keys);
-    const auto worth = static_cast<int>(std::min<size_t>(pairs / kPairsPerThread + 1, 1024));
-    const int threads = std::min(resolve_threads(num_threads), worth);
+    const int threads = pairs < kPairsForThreads ? 1 : resolve_threads(num_threads);
     std::vector<std::unique_ptr<attention::Scratch>> scratch(static_cast<size_t>(threads));
-    parallel_for(units, threads, 1, [&](int worker, size_t unit) {
+    pool_for(units, threads, [&](int worker, size_t unit) {
         auto &mine = scratch[static_cast<size_t>(worker)];
         if (!mine) mine = std::make_unique<attention::Scratch>(task.keys);
         head(task, unit / task.heads, unit % task.heads, *mine);

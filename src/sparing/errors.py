@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 __all__ = [
     "ArgumentError",
@@ -47,12 +48,12 @@ __all__ = [
 ]
 
 
+_LONGEST = 80
+"""Characters shown of a value that pydantic refused: it may be a whole file."""
+
+
 class SparingError(Exception):
     """The root of every error that sparing raises on purpose."""
-
-
-class ConfigError(SparingError, ValueError):
-    """A configuration that contradicts itself or has a value out of range."""
 
     @classmethod
     def from_validation(cls, name: str, error: "ValidationError") -> Self:
@@ -62,10 +63,17 @@ class ConfigError(SparingError, ValueError):
             name: what was validated, for example ``"config"``.
             error: pydantic's; each field is named with what was expected and what came.
         """
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        )
-        return cls(f"{name}: {problems}")
+        return cls(f"{name}: {'; '.join(map(_worded, error.errors()))}")
+
+
+def _worded(found: "ErrorDetails") -> str:
+    place, got = ".".join(map(str, found["loc"])), repr(found["input"])
+    shown = got if len(got) <= _LONGEST else f"{got[:_LONGEST]}…"
+    return f"{place}{': ' if place else ''}{found['msg']}, got {shown}"
+
+
+class ConfigError(SparingError, ValueError):
+    """A configuration that contradicts itself or has a value out of range."""
 
 
 class ShapeError(SparingError, ValueError):

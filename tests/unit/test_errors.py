@@ -3,6 +3,7 @@
 import pickle
 import re
 
+import pydantic
 import pytest
 
 from sparing import errors
@@ -34,6 +35,21 @@ def test_pickle_round_trip(error):
     copy = pickle.loads(pickle.dumps(original))
     assert type(copy) is error
     assert str(copy) == str(original)
+
+
+def test_what_pydantic_found_is_worded():
+    class Settings(pydantic.BaseModel):
+        bits: int
+
+    not_an_integer = "bits: Input should be a valid integer, unable to parse string as an integer, got"
+    for fields, words in (
+        ({"bits": "x"}, f"{not_an_integer} 'x'"),
+        ({"bits": "x" * 99}, f"{not_an_integer} '{79 * 'x'}…"),
+        ([1], "Input should be a valid dictionary or instance of Settings, got [1]"),
+    ):
+        with pytest.raises(pydantic.ValidationError) as caught:
+            Settings.model_validate(fields)
+        assert str(errors.ConfigError.from_validation("config", caught.value)) == f"config: {words}"
 
 
 def test_unknown_id_reads_as_a_sentence():

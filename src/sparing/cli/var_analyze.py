@@ -90,7 +90,7 @@ def _described(path: str) -> "DeviceDescription":
 
     try:
         return DeviceDescription(**json.loads(Path(path).read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         names = ", ".join(field.name for field in dataclasses.fields(DeviceDescription))
         raise FormatError(f"{Path(path).name}: expected a JSON object with {names}: {error}") from None
 
@@ -259,4 +259,4 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _draw(pipe: "VARPipeline", engine: Any, batch_size: int) -> Any:
     tokens = _tokens(pipe, engine, batch_size)
-    return lambda: pipe.decode(tokens()[1])
+    return lambda: pipe.decoder(tokens()[1])

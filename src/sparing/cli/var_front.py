@@ -56,8 +56,8 @@ def write_front(
         The names of the files.
     """
     from sparing.var import plan_front
+    from sparing.var.divergence import calibration_images, divergence
     from sparing.var.pictures import draw_front, save_figure
-    from sparing.var.sensitivity import calibration_images, divergence
 
     config = sensitivity.config
     front = plan_front(sensitivity, precision=precision)

@@ -2,12 +2,13 @@
 
 This is the multiple-choice knapsack problem. The greedy answer follows each site's lower convex hull (P. Sinha, A.
 Zoltners, 1979), misses the optimum by less than one step of one site while steps are small, and takes any number of
-sites; the exact one keeps every undominated partial sum.
+sites; the exact one keeps every undominated partial sum. Where no budget is known yet, the front holds the answers for
+all prices of cost in error (H. Everett, 1963).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
 from sparing.explore.pareto import pareto_front
 
-__all__ = ["Allocation", "allocate_exact", "allocate_greedy"]
+__all__ = ["Allocation", "allocate_exact", "allocate_greedy", "allocation_front"]
 
 _Site = NDArray[np.float64]
 
@@ -62,13 +63,7 @@ def allocate_greedy(errors: Sequence[ArrayLike], costs: Sequence[ArrayLike], *, 
     sites = _check(errors, costs, budget)
     choices = [_cheapest_of_least_error(site) for site in sites]
     error = sum(site[choice, 0] for site, choice in zip(sites, choices, strict=True))
-    steps = [
-        ((site[start, 1] - site[stop, 1]) / (site[stop, 0] - site[start, 0]), index, start, stop)
-        for index, site in enumerate(sites)
-        for start, stop in _hull_steps(site)
-    ]
-    # The efficiency of a site's steps falls along its hull, so this order never puts one before its predecessor.
-    for _, index, start, stop in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
+    for _, index, start, stop in _steps(sites):
         site = sites[index]
         added = site[stop, 0] - site[start, 0]
         if choices[index] == start and error + added <= budget:
@@ -119,6 +114,51 @@ def allocate_exact(
         choices.append(int(options[at]))
         at = int(parents[at])
     return _allocation(choices[::-1], sites)
+
+
+def allocation_front(errors: Sequence[ArrayLike], costs: Sequence[ArrayLike]) -> list[Allocation]:
+    """The allocations that are best at some price: those that minimise error + price · cost, for every price above 0.
+
+    They are the corners of the lower convex hull of all allocations' errors and costs. Where several sites change at
+    the same price, they change together.
+
+    Args:
+        errors: as :func:`allocate_greedy`.
+        costs: as :func:`allocate_greedy`.
+
+    Returns:
+        By growing error and falling cost, from the least error (and of that the least cost) to the least cost (and of
+        that the least error). At most one more than there are options.
+
+    Raises:
+        ArgumentError: no sites.
+        DtypeError, NonFiniteError, ShapeError: as :func:`allocate_greedy`.
+
+    Example:
+        >>> [found.choices for found in allocation_front([[0.0, 0.2, 1.0], [0.0, 0.5]], [[16, 8, 4], [16, 8]])]
+        [(0, 0), (1, 0), (1, 1), (2, 1)]
+    """
+    sites = _check(errors, costs, float("inf"))
+    choices = [_cheapest_of_least_error(site) for site in sites]
+    found = [_allocation(choices, sites)]
+    for _, together in groupby(_steps(sites), key=lambda step: step[0]):
+        for _, index, _, stop in together:
+            choices[index] = stop
+        found.append(_allocation(choices, sites))
+    return found
+
+
+def _steps(sites: list[_Site]) -> list[tuple[float, int, int, int]]:
+    """Steps along all hulls, the most efficient first: cost saved for each unit of error, site, option, next option."""
+    steps = []
+    for index, site in enumerate(sites):
+        efficiency = float("inf")
+        for start, stop in _hull_steps(site):
+            error, cost = (site[stop] - site[start]).tolist()
+            # It falls along a hull but for rounding, which is not to put a step before its predecessor.
+            efficiency = min(efficiency, -cost / error)
+            steps.append((efficiency, index, start, stop))
+    return sorted(steps, key=lambda step: -step[0])
 
 
 def _hull_steps(site: _Site) -> list[tuple[int, int]]:

@@ -5,8 +5,8 @@ AVX-512. Its activations must be *unsigned*: signed ones fall to a scalar refere
 :func:`torch._int_mm`, CPU and CUDA. ``plain``: float32 in slices that cannot round, anywhere.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 
@@ -14,10 +14,12 @@ from sparing.errors import ArgumentError, DtypeError, ShapeError
 
 __all__ = [
     "Kernel",
-    "PackedWeight",
     "available_kernels",
+    "has_onednn_convolution",
     "integer_matmul",
+    "onednn_convolution",
     "onednn_product",
+    "pack_convolution",
     "pack_weight",
     "unpack_weight",
 ]
@@ -26,10 +28,10 @@ Kernel = Literal["onednn", "int_mm", "plain"]
 
 # 127 * 127 * 1024 < 2**24: a float32 sum of so many products of codes is exact in any order.
 _EXACT_SLICE = 1024
-_UNPACK_SLICE = 512
 
 # Not functools.cache, which torch.compile would trace through.
 _found: dict[str, tuple[Kernel, ...]] = {}
+_found_convolution: dict[str, bool] = {}
 
 
 def available_kernels(device_type: str = "cpu") -> tuple[Kernel, ...]:
@@ -123,59 +125,91 @@ def _up_to_8(length: int) -> int:
     return -(-length // 8) * 8
 
 
-@dataclass(frozen=True)
-class PackedWeight:
-    """A weight in the layout that oneDNN chose.
-
-    Attributes:
-        data: opaque, about ``n * k`` bytes; its shape reads ``(k, n)``.
-        zero_points: ``(n,)``, int32, zero.
-    """
-
-    data: torch.Tensor
-    zero_points: torch.Tensor
+def pack_weight(codes: torch.Tensor) -> torch.Tensor:
+    """Reorders ``(n, k)`` int8 codes into oneDNN's own layout, an opaque tensor of about as many bytes."""
+    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
 
 
-def pack_weight(codes: torch.Tensor) -> PackedWeight:
-    """Reorders ``(n, k)`` int8 codes into oneDNN's own layout."""
-    data: torch.Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
-    return PackedWeight(data, torch.zeros(codes.shape[0], dtype=torch.int32))
+def unpack_weight(packed: torch.Tensor) -> torch.Tensor:
+    """The ``(n, k)`` int8 codes of a packed weight."""
+    return packed.to_dense().t().contiguous()
 
 
-def unpack_weight(packed: PackedWeight) -> torch.Tensor:
-    """The ``(n, k)`` int8 codes of a packed weight, exactly: products with the unit vectors."""
-    depth, width = packed.data.shape
-    codes = torch.empty(width, depth, dtype=torch.int8)
-    ones = torch.ones(width)
-    for start in range(0, depth, _UNPACK_SLICE):
-        stop = min(start + _UNPACK_SLICE, depth)
-        units = torch.zeros(stop - start, depth, dtype=torch.uint8)
-        units[torch.arange(stop - start), torch.arange(start, stop)] = 1
-        codes[:, start:stop] = _onednn(units, packed, ones, 0).t().to(torch.int8)
-    return codes
-
-
-def onednn_product(codes: torch.Tensor, packed: PackedWeight, *, weight_scale: torch.Tensor) -> torch.Tensor:
-    """``codes @ weight.T * weight_scale``, summed in int32.
+def onednn_product(codes: torch.Tensor, packed: torch.Tensor, *, weight_scale: torch.Tensor) -> torch.Tensor:
+    """``(codes - 128) @ weight.T * weight_scale``, summed in int32.
 
     Args:
-        codes: ``(m, k)``, int8, contiguous; **overwritten**.
+        codes: ``(m, k)``, uint8, contiguous.
         packed: of :func:`pack_weight`, from ``(n, k)``.
         weight_scale: ``(n,)``, float32.
 
     Returns:
         ``(m, n)``, float32.
     """
-    # Flipping the top bit of an int8 adds 128: the unsigned code, whose zero point is 128.
-    return _onednn(codes.view(torch.uint8).bitwise_xor_(128), packed, weight_scale, 128)
-
-
-def _onednn(codes: torch.Tensor, packed: PackedWeight, weight_scale: torch.Tensor, zero_point: int) -> torch.Tensor:
-    data, zeros = packed.data, packed.zero_points
+    zero_points = torch.zeros(len(weight_scale), dtype=torch.int32)
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, zero_point, data, weight_scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        codes, 1.0, 128, packed, weight_scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
+
+
+def pack_convolution(
+    codes: torch.Tensor, *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> torch.Tensor:
+    """Reorders ``(out, in / groups, kh, kw)`` int8 codes into oneDNN's own layout for such a convolution."""
+    # Steps and zero points are given at each call; packing asks only whether there is a zero point.
+    packed: torch.Tensor = torch.ops.onednn.qconv_prepack(
+        codes, torch.ones(len(codes)), 1.0, 1, list(stride), list(padding), list(dilation), groups, None
+    )
+    return packed
+
+
+def onednn_convolution(
+    codes: torch.Tensor,
+    packed: torch.Tensor,
+    *,
+    step: float,
+    zero_point: int,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Convolves ``(codes - zero_point) * step`` with ``weight * weight_scale``, summed in int32, and adds the bias.
+
+    Args:
+        codes: ``(n, in, h, w)``, uint8, channels last.
+        packed: of :func:`pack_convolution`, with the same settings.
+        step: of the codes.
+        zero_point: of the codes, 0..255.
+        weight_scale: ``(out,)``, float32.
+        bias: ``(out,)``, float32.
+        stride: (height, width).
+        padding: (height, width), with the zero point.
+        dilation: (height, width).
+        groups: of channels.
+        dtype: of the result, float32 or bfloat16.
+
+    Returns:
+        ``(n, out, h', w')``, rounded once to the dtype.
+    """
+    zero_points = torch.zeros(len(weight_scale), dtype=torch.int32)
+    where = (list(stride), list(padding), list(dilation), groups)
+    result: torch.Tensor = torch.ops.onednn.qconv2d_pointwise(
+        codes, step, zero_point, packed, weight_scale, zero_points, bias, *where, 1.0, 0, dtype, "none", [], ""
+    )
+    return result
+
+
+def has_onednn_convolution() -> bool:
+    """Whether oneDNN's convolution is fast and exact on this CPU; tried with the largest codes on the first call."""
+    if "convolution" not in _found_convolution:
+        _found_convolution["convolution"] = "onednn" in available_kernels("cpu") and _convolution_is_exact()
+    return _found_convolution["convolution"]
 
 
 def _has_avx512() -> bool:
@@ -192,8 +226,26 @@ def _onednn_is_exact() -> bool:
     a, b = _extreme_codes("cpu")
     try:
         packed = pack_weight(b)
-        product = onednn_product(a.clone(), packed, weight_scale=torch.ones(16))
+        product = onednn_product(a.view(torch.uint8) ^ 128, packed, weight_scale=torch.ones(16))
         return torch.equal(product.to(torch.int32), _plain(a, b)) and torch.equal(unpack_weight(packed), b)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _convolution_is_exact() -> bool:
+    weight = torch.full((16, 32, 3, 3), 127, dtype=torch.int8)
+    weight[::2, ::3] = -127
+    codes = torch.full((1, 32, 5, 5), 255, dtype=torch.uint8)
+    codes[:, ::5] = 0
+    where: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    expected = torch.nn.functional.conv2d(codes.double() - 77, weight.double(), padding=1)
+    try:
+        packed = pack_convolution(weight, **where)
+        settings: dict[str, Any] = {"weight_scale": torch.ones(16), "bias": None, "dtype": torch.float32, **where}
+        found = onednn_convolution(
+            codes.contiguous(memory_format=torch.channels_last), packed, step=1.0, zero_point=77, **settings
+        )
+        return torch.equal(found.double(), expected) and torch.equal(packed.to_dense(), weight)
     except (AttributeError, RuntimeError, TypeError):
         return False
 

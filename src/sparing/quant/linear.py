@@ -1,6 +1,6 @@
 """Int8Linear: a linear layer with real integer products, int8 weights and activations quantized at each call."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import nn
@@ -9,23 +9,24 @@ from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.quant.functional import dequantize, quantize
 from sparing.quant.kernels import (
     Kernel,
-    PackedWeight,
     available_kernels,
     integer_matmul,
     onednn_product,
     pack_weight,
     unpack_weight,
 )
-from sparing.quant.ranges import check_finite, find_params, widen
+from sparing.quant.packing import Int8Layer
+from sparing.quant.ranges import find_params
+from sparing.quant.rounding import finish_rows_, quantize_rows, signed
 from sparing.quant.spec import QuantParams, QuantSpec
 
 __all__ = ["Int8Linear"]
 
-_LARGEST_CODE = 127
 _WEIGHT_SPEC = QuantSpec(bits=8, granularity="channel")
+_SUMS_AT_ONCE, _FEWEST_ROWS = 1 << 22, 64
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Int8Layer):
     """``y = x @ W.T + b`` with int8 products, summed in int32; the forward signature of :class:`torch.nn.Linear`.
 
     Weights have a step for each output channel; activations get a symmetric step for each token at each call. No
@@ -44,6 +45,7 @@ class Int8Linear(nn.Module):
         weight_codes: ``(out, in)``, int8 in [-127, 127].
         weight_scale: ``(out,)``, float32, > 0.
         bias: ``(out,)``, floating; ``None``: none.
+        gelu: passes the output through GELU (tanh formula), before it is rounded to the dtype.
         dtype: of the output; ``None``: that of the input.
         kernel: ``"auto"``, the fastest exact one on the input's device, or one of
             :func:`~sparing.quant.available_kernels`.
@@ -60,28 +62,23 @@ class Int8Linear(nn.Module):
         torch.Size([2, 256, 3072])
     """
 
-    weight_codes: torch.Tensor | None
-    weight_scale: torch.Tensor
-    bias: torch.Tensor | None
-
     def __init__(
         self,
         weight_codes: torch.Tensor,
         weight_scale: torch.Tensor,
         *,
         bias: torch.Tensor | None = None,
+        gelu: bool = False,
         dtype: torch.dtype | None = None,
         kernel: Literal["auto", "onednn", "int_mm", "plain"] = "auto",
     ) -> None:
-        super().__init__()
-        _check(weight_codes, weight_scale, bias, dtype, kernel)
+        if weight_codes.ndim != 2 or weight_codes.numel() == 0:
+            raise ShapeError(f"weight_codes: expected a matrix with elements, got shape {tuple(weight_codes.shape)}")
+        if kernel not in ("auto", "onednn", "int_mm", "plain"):
+            raise ArgumentError(f"kernel: expected 'auto', 'onednn', 'int_mm' or 'plain', got {kernel!r}")
+        super().__init__(weight_codes, weight_scale, bias=bias, dtype=dtype, kernel=kernel)
         self.out_features, self.in_features = weight_codes.shape
-        self.dtype = dtype
-        self.kernel = kernel
-        self.register_buffer("weight_codes", weight_codes.detach().clone(memory_format=torch.contiguous_format))
-        self.register_buffer("weight_scale", weight_scale.detach().float().clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
-        self._packed: PackedWeight | None = None
+        self.gelu = gelu
 
     @classmethod
     def from_linear(
@@ -89,6 +86,7 @@ class Int8Linear(nn.Module):
         linear: nn.Linear,
         *,
         range: Literal["minmax", "mse"] = "minmax",  # noqa: A002 -- the spec's word
+        gelu: bool = False,
         dtype: torch.dtype | None = None,
         kernel: Literal["auto", "onednn", "int_mm", "plain"] = "auto",
     ) -> Self:
@@ -97,6 +95,7 @@ class Int8Linear(nn.Module):
         Args:
             linear: any floating dtype and device.
             range: how the weight's steps are found.
+            gelu: passes the output through GELU (tanh formula).
             dtype: of the output; ``None``: that of the input.
             kernel: see the class.
 
@@ -110,7 +109,7 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         params = find_params(weight, spec)
         codes = quantize(weight, params, spec=spec)
-        return cls(codes, params.scale[:, 0], bias=linear.bias, dtype=dtype, kernel=kernel)
+        return cls(codes, params.scale[:, 0], bias=linear.bias, gelu=gelu, dtype=dtype, kernel=kernel)
 
     def to_linear(self, *, dtype: torch.dtype = torch.float32) -> nn.Linear:
         """A float layer with the weight as the codes say it; what is left of the original.
@@ -125,26 +124,6 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.to(dtype, copy=True))
         return linear
-
-    def plain_codes(self) -> torch.Tensor:
-        """The ``(out, in)`` int8 codes; costs a product with the unit matrix once they are packed."""
-        packed = self._packed
-        if packed is not None:
-            return unpack_weight(packed)
-        if self.weight_codes is None:  # another thread has just packed them
-            return self.plain_codes()
-        return self.weight_codes
-
-    def unpack_(self) -> None:
-        """Brings the plain codes back; the next call packs them again."""
-        if self._packed is not None:
-            self.weight_codes = unpack_weight(self._packed)
-            self._packed = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that weights, steps and bias take."""
-        return self.out_features * (self.in_features + 4 + (0 if self.bias is None else 4))
 
     @torch.no_grad()
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 -- the name in torch.nn.Linear
@@ -165,19 +144,19 @@ class Int8Linear(nn.Module):
         if input.ndim == 0 or input.shape[-1] != self.in_features:
             raise ShapeError(f"input: expected shape (..., {self.in_features}), got {tuple(input.shape)}")
         rows = input.reshape(-1, self.in_features)
-        codes, scale = _quantize_tokens(rows)
+        codes, scale = quantize_rows(rows)
+        output = torch.empty(len(rows), self.out_features, dtype=self.dtype or input.dtype, device=input.device)
         kernel = self._choose(input.device.type)
-        if rows.shape[0] == 0:
-            output = scale.new_empty(0, self.out_features)
-        elif kernel == "onednn":
-            output = onednn_product(codes, self._pack(), weight_scale=self.weight_scale)
-        else:
-            output = integer_matmul(codes, self.plain_codes(), kernel=kernel).float().mul_(self.weight_scale)
-        if self.bias is None:
-            output.mul_(scale)
-        else:
-            torch.addcmul(self.bias, output, scale, out=output)
-        return output.to(self.dtype or input.dtype).reshape(*input.shape[:-1], self.out_features)
+        # A few rows at a time: sums that stay in the cache, and need no fresh memory from the system.
+        at_once = max(_FEWEST_ROWS, _SUMS_AT_ONCE // self.out_features) if kernel == "onednn" else max(1, len(rows))
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            if kernel == "onednn":
+                sums = onednn_product(codes[part], self._pack(), weight_scale=self.weight_scale)
+            else:
+                sums = integer_matmul(signed(codes), self.plain_codes(), kernel=kernel).float().mul_(self.weight_scale)
+            finish_rows_(output[part], sums, scale[part], bias=self.bias, gelu=self.gelu)
+        return output.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """What printing shows in the brackets."""
@@ -185,11 +164,6 @@ class Int8Linear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"dtype={self.dtype}, kernel={self.kernel!r}"
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles carry plain codes: the packed form belongs to this machine.
-        self.unpack_()
-        return self.__dict__.copy()
 
     def _choose(self, device_type: str) -> Kernel:
         usable = available_kernels(device_type)
@@ -201,64 +175,8 @@ class Int8Linear(nn.Module):
             )
         return self.kernel
 
-    def _pack(self) -> PackedWeight:
-        codes, packed = self.weight_codes, self._packed
-        if packed is None:
-            # No codes: another thread has packed them since.
-            packed = self._packed if codes is None else pack_weight(codes)
-            self._packed = packed
-            self.weight_codes = None
-        if packed is None:
-            raise RuntimeError("the layer was changed during a call")
-        return packed
+    def _to_packed(self, codes: torch.Tensor) -> torch.Tensor:
+        return pack_weight(codes)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self.unpack_()
-        exact = {"weight_scale": self.weight_scale, "bias": self.bias}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in exact.items():
-            after = getattr(self, name)
-            if after is not None and before is not None and after.dtype != torch.float32:
-                setattr(self, name, before.to(after.device))
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self.unpack_()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unpack_()
-        super()._load_from_state_dict(*args, **kwargs)
-
-
-def _quantize_tokens(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 codes and float32 steps of ``(m, k)`` values, each row by its largest magnitude."""
-    wide = widen(rows, name="input").float()
-    # Two reductions in float32: aminmax, and any of them in bfloat16, take several times as long.
-    scale = torch.maximum(wide.amax(-1, keepdim=True), wide.amin(-1, keepdim=True).neg_()).div_(_LARGEST_CODE)
-    scale.clamp_min_(torch.finfo(torch.float32).tiny)
-    scaled = wide.div(scale) if rows.dtype == torch.float32 else wide.div_(scale)
-    # In C order with plain strides, whatever the input's: the kernels read them.
-    return scaled.round_().to(torch.int8, memory_format=torch.contiguous_format), scale
-
-
-def _check(
-    codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype | None, kernel: str
-) -> None:
-    if codes.dtype != torch.int8:
-        raise DtypeError(f"weight_codes: expected int8, got {codes.dtype}")
-    if codes.ndim != 2 or codes.numel() == 0:
-        raise ShapeError(f"weight_codes: expected a matrix with elements, got shape {tuple(codes.shape)}")
-    if int(codes.min()) < -_LARGEST_CODE:
-        raise ArgumentError("weight_codes: expected codes in [-127, 127], got -128")
-    for name, vector in (("weight_scale", scale), ("bias", bias)):
-        if vector is not None:
-            if vector.shape != codes.shape[:1]:
-                raise ShapeError(f"{name}: expected shape {tuple(codes.shape[:1])}, got {tuple(vector.shape)}")
-            check_finite(widen(vector, name=name), name=name)
-    if bool((scale <= 0).any()):
-        raise ArgumentError("weight_scale: expected numbers > 0")
-    if dtype is not None and not dtype.is_floating_point:
-        raise DtypeError(f"dtype: expected a floating dtype or None, got {dtype}")
-    if kernel not in ("auto", "onednn", "int_mm", "plain"):
-        raise ArgumentError(f"kernel: expected 'auto', 'onednn', 'int_mm' or 'plain', got {kernel!r}")
+    def _from_packed(self, packed: torch.Tensor) -> torch.Tensor:
+        return unpack_weight(packed)

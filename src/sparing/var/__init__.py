@@ -38,6 +38,7 @@ from sparing.var.config import (
     released_config,
 )
 from sparing.var.cost import AttentionCost, ModelCost, attention_cost, model_cost, shared_removal
+from sparing.var.divergence import CalibrationConfig, divergence
 from sparing.var.engine import Engine
 from sparing.var.grid import difference_grid, image_grid, save_png
 from sparing.var.layout import cached_tokens, load_tokenizer, save_tokenizer
@@ -54,7 +55,7 @@ from sparing.var.quality import (
 )
 from sparing.var.quantizer import MultiScaleQuantizer
 from sparing.var.sampling import SamplingSettings
-from sparing.var.sensitivity import CalibrationConfig, Sensitivity, divergence, load_sensitivity, measure_sensitivity
+from sparing.var.sensitivity import Sensitivity, load_sensitivity, measure_sensitivity
 from sparing.var.training.loop import TrainingResult
 from sparing.var.training.tokenizer import TokenizerTrainingConfig, train_tokenizer_
 from sparing.var.training.transformer import (

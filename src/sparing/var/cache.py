@@ -33,37 +33,38 @@ class KVCache:
         device: torch.device,
         bits: int | None = None,
     ) -> None:
-        self.dtype, self.bits, self.length = dtype, bits, 0
+        self.dtype, self.bits = dtype, bits
         shape = (2, rows, num_heads, capacity, head_dim)
         self._data = torch.empty(shape, dtype=dtype if bits is None else torch.int8, device=device)
         self._steps = None if bits is None else torch.empty((*shape[:-1], 1), device=device)
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds a scale and returns everything so far.
+    def extend(self, k: Tensor, v: Tensor, *, begin: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Adds a scale to some rows and returns everything so far.
 
         Args:
-            k: (rows, H, n, D).
-            v: (rows, H, n, D).
+            k: (n rows, H, n, D).
+            v: (n rows, H, n, D).
+            begin: tokens before the scale.
+            rows: which rows these are.
 
         Returns:
-            Keys and values, (rows, H, length, D) in `dtype`; views of the cache unless it holds integers.
+            Keys and values, (n rows, H, begin + n, D) in `dtype`; views of the cache unless it holds integers.
         """
-        begin, end = self.length, self.length + k.shape[2]
+        end = begin + k.shape[2]
         for part, new in enumerate((k, v)):
             if self._steps is None:
-                self._data[part, :, :, begin:end] = new
+                self._data[part, rows, :, begin:end] = new
                 continue
             step = new.float().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS
-            self._steps[part, :, :, begin:end] = step
-            self._data[part, :, :, begin:end] = (new.float() / step).round_()
-        self.length = end
-        return self._read(0), self._read(1)
+            self._steps[part, rows, :, begin:end] = step
+            self._data[part, rows, :, begin:end] = (new.float() / step).round_()
+        return self._read(0, rows, end), self._read(1, rows, end)
 
-    def _read(self, part: int) -> Tensor:
-        data = self._data[part, :, :, : self.length]
+    def _read(self, part: int, rows: slice, end: int) -> Tensor:
+        data = self._data[part, rows, :, :end]
         if self._steps is None:
             return data
-        return (data * self._steps[part, :, :, : self.length]).to(self.dtype)
+        return (data * self._steps[part, rows, :, :end]).to(self.dtype)
 
     @property
     def nbytes(self) -> int:

@@ -1,8 +1,8 @@
 """Finds a plan: as much left out as a budget in quality allows, or as little as a budget in compute asks for.
 
 Each layer has options (windows of some τ, sharing from some scale on) whose divergences were measured one at a time. A
-price on computation makes every layer choose for itself; each price gives a plan, and all prices together a front. What
-the plans cost together is then measured, since single divergences do not add up exactly.
+price on computation makes every layer choose for itself; the plans of all prices are a front. What the plans cost
+together is then measured, since single divergences do not add up exactly.
 """
 
 import os
@@ -15,22 +15,15 @@ import torch
 from torch import Tensor
 
 from sparing.errors import ArgumentError
+from sparing.explore import allocation_front
 from sparing.runs.progress import Progress
-from sparing.var.cost import attention_cost, layer_attention_macs, layer_pairs, model_cost
+from sparing.var.cost import layer_attention_macs, layer_pairs, model_cost
+from sparing.var.divergence import CalibrationConfig, calibration_images, divergence
 from sparing.var.pipeline import VARPipeline
-from sparing.var.plan import CompressionPlan, PrecisionPlan
-from sparing.var.sensitivity import (
-    CalibrationConfig,
-    Sensitivity,
-    calibration_images,
-    divergence,
-    measure_sensitivity,
-    with_options,
-)
+from sparing.var.plan import CompressionPlan, PrecisionPlan, with_options
+from sparing.var.sensitivity import Sensitivity, measure_sensitivity
 
 __all__ = ["ComputeBudget", "FrontPoint", "QualityBudget", "calibrate", "plan_front", "uniform_plan"]
-
-_NUM_PRICES = 48
 
 
 @dataclass(frozen=True)
@@ -87,18 +80,12 @@ def plan_front(sensitivity: Sensitivity, *, precision: PrecisionPlan | None = No
     model, config = sensitivity.model, sensitivity.config
     plain = CompressionPlan(model=model, weights=sensitivity.weights, precision=precision)
     options = [_layer_options(sensitivity, layer) for layer in range(model.depth)]
-    errors = [np.array([o[2] for o in layer]) for layer in options]
-    macs = [np.array([o[3] for o in layer], dtype=np.float64) for layer in options]
+    errors, macs = [[o[2] for o in layer] for layer in options], [[o[3] for o in layer] for layer in options]
     dense = model_cost(model).macs
-    scale = max(float(e.max()) for e in errors) / max(float(m.max()) for m in macs)
-    prices = np.concatenate([[0.0], np.geomspace(1e-7, 1e3, _NUM_PRICES)]) * max(scale, 1e-30)
-    points: dict[tuple[int, ...], FrontPoint] = {}
-    chosen_at = [tuple(int(np.argmin(e + price * m)) for e, m in zip(errors, macs, strict=True)) for price in prices]
-    # At any price at all: the least computation, and of equals the least divergence.
-    chosen_at.append(tuple(int(np.lexsort((e, m))[0]) for e, m in zip(errors, macs, strict=True)))
-    for picks in chosen_at:
-        if picks in points:
-            continue
+    # First the model as it is, even where leaving something out costs nothing.
+    choices = [(0,) * model.depth, *(found.choices for found in allocation_front(errors, macs))]
+    points = []
+    for picks in dict.fromkeys(choices):
         chosen = {layer: options[layer][pick] for layer, pick in enumerate(picks)}
         plan = with_options(
             plain,
@@ -107,13 +94,9 @@ def plan_front(sensitivity: Sensitivity, *, precision: PrecisionPlan | None = No
             variant=config.sharing or "output",
             first_of={layer: o[1] for layer, o in chosen.items() if o[1] is not None},
         )
-        points[picks] = FrontPoint(
-            plan,
-            attention_cost(model, plan).removed,
-            1 - model_cost(model, plan).macs / dense,
-            float(sum(o[2] for o in chosen.values())),
-        )
-    return sorted(points.values(), key=lambda point: (point.removed, point.predicted))
+        cost, predicted = model_cost(model, plan), sum(o[2] for o in chosen.values())
+        points.append(FrontPoint(plan, cost.attention.removed, 1 - cost.macs / dense, predicted))
+    return points
 
 
 def _layer_options(sensitivity: Sensitivity, layer: int) -> list[tuple[int | None, int | None, float, int]]:

@@ -7,20 +7,23 @@
 | C, d, H (of the transformer) | ``embed_dim``, ``depth``, ``num_heads`` |
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sparing.errors import ConfigError
+from sparing.errors import ArgumentError, ConfigError
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
+    "LINEAR_KINDS",
     "PATCH_NUMS_1024",
     "PATCH_NUMS_256",
     "PATCH_NUMS_512",
     "RELEASED",
     "TokenizerConfig",
     "VARConfig",
+    "linear_names",
     "released_config",
     "validated",
 ]
@@ -28,6 +31,9 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 PATCH_NUMS_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+LINEAR_KINDS = ("word_embed", "qkv", "proj", "fc1", "fc2", "ada_lin", "head")
+"""The kinds of linear layers that a plan can round."""
+
 _HEAD_DIM = 64
 
 _C = TypeVar("_C", bound=BaseModel)
@@ -153,6 +159,23 @@ class VARConfig(_Config):
     def num_tokens(self) -> int:
         """Tokens of an image."""
         return self.scale_starts[-1]
+
+
+def linear_names(config: VARConfig, kinds: Iterable[str] = LINEAR_KINDS) -> list[str]:
+    """Returns the names of the linear layers of some kinds, in the order of the computation.
+
+    Raises:
+        ArgumentError: an unknown kind.
+    """
+    kinds = tuple(kinds)
+    if unknown := set(kinds) - set(LINEAR_KINDS):
+        raise ArgumentError(f"kinds: expected some of {LINEAR_KINDS}, got {sorted(unknown)}")
+    in_blocks = [kind for kind in ("ada_lin", "qkv", "proj", "fc1", "fc2") if kind in kinds]
+    if config.shared_adaln and "ada_lin" in in_blocks:
+        in_blocks.remove("ada_lin")
+    names = ["word_embed"] if "word_embed" in kinds else []
+    names += [f"blocks.{i}.{kind}" for i in range(config.depth) for kind in in_blocks]
+    return names + (["head"] if "head" in kinds else [])
 
 
 def _released(depth: int, **changes: Any) -> VARConfig:

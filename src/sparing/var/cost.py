@@ -6,10 +6,13 @@ everywhere, together remove 1 − (1 − r)/2.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
 
 from sparing.errors import ArgumentError
 from sparing.var.config import VARConfig
-from sparing.var.plan import CompressionPlan
+from sparing.var.plan import CompressionPlan, LayerWindows
 from sparing.var.windows import kept_pairs
 
 __all__ = [
@@ -94,12 +97,18 @@ def layer_attention_macs(
 
 def layer_pairs(config: VARConfig, plan: CompressionPlan | None, layer: int) -> list[int]:
     """Pairs that a layer keeps at each scale, all heads together."""
+    windows = None if plan is None or plan.windows is None else plan.windows[layer]
+    return list(_pairs(config.patch_nums, config.num_heads, windows))
+
+
+# Remembered: the hundreds of plans of a front choose from the same few windows.
+@lru_cache(maxsize=1024)
+def _pairs(patch_nums: tuple[int, ...], num_heads: int, windows: LayerWindows | None) -> tuple[int, ...]:
     counts = []
-    for scale in range(len(config.patch_nums)):
-        widths = None if plan is None else plan.widths(layer, scale)
-        kept = kept_pairs(config.patch_nums, scale, widths)
-        counts.append(int(kept.sum()) * (config.num_heads if len(kept) == 1 and widths is None else 1))
-    return counts
+    for scale, widths in enumerate(windows or (None,) * len(patch_nums)):
+        rows = None if widths is None else np.array(widths, dtype=np.int64).reshape(-1, num_heads)
+        counts.append(int(kept_pairs(patch_nums, scale, rows).sum()) * (num_heads if rows is None else 1))
+    return tuple(counts)
 
 
 def attention_cost(config: VARConfig, plan: CompressionPlan | None = None, *, guided: bool = True) -> AttentionCost:

@@ -13,9 +13,8 @@ from typing import Literal
 import torch
 
 from sparing.errors import ArgumentError, ConfigError
-from sparing.var.config import VARConfig
+from sparing.var.config import VARConfig, linear_names
 from sparing.var.cost import layer_pairs, model_cost
-from sparing.var.formats import linear_names
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan
 
 __all__ = [

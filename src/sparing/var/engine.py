@@ -141,20 +141,35 @@ class Engine(nn.Module):
         return x.repeat(2, 1, 1) if state.guided else x
 
     @torch.inference_mode()
-    def logits(self, x: Tensor, state: EngineState, *, rows: int | None = None) -> Tensor:
+    def logits(self, x: Tensor, state: EngineState, *, rows: slice = slice(None)) -> Tensor:
         """Scores the codes.
 
         Args:
             x: (R, n, C) from :meth:`step`.
             state: of the batch.
-            rows: only the first rows; None for all.
+            rows: only these; by default all.
 
         Returns:
             (rows, n, V) float32.
         """
         scale, shift = state.head
-        out: Tensor = self.head(modulated(x[:rows], scale[:rows], shift[:rows]).to(self.dtype))
+        out: Tensor = self.head(modulated(x[rows], scale[rows], shift[rows]).to(self.dtype))
         return out.float()
+
+    @torch.inference_mode()
+    def _guided_logits(self, x: Tensor, state: EngineState, strength: float) -> Tensor:
+        """(B, n, V) float32, an image at a time: of all that lies between, only one image's share is in memory."""
+        batch = state.num_images
+        out = torch.empty(batch, x.shape[1], self.config.vocab_size, device=x.device)
+        at_once = 1 if x.device.type == "cpu" else batch
+        for start in range(0, batch, at_once):
+            rows = slice(start, min(start + at_once, batch))
+            logits = self.logits(x, state, rows=rows)
+            if state.guided and strength:
+                without = self.logits(x, state, rows=slice(rows.start + batch, rows.stop + batch))
+                logits = guide(logits, without, strength)
+            out[rows] = logits
+        return out
 
     def generate(
         self,
@@ -177,14 +192,11 @@ class Engine(nn.Module):
         settings.check(self.config.vocab_size)
         num_scales = len(self.config.patch_nums)
         state = self.begin(labels, guided=settings.guidance_scale > 0)
-        batch, tokens, x = state.num_images, [], None
+        tokens, x = [], None
         f_hat = torch.zeros(())
         for scale in range(num_scales):
             x = self.step(state, x)
-            strength = settings.strength(scale, num_scales)
-            logits = self.logits(x, state, rows=None if state.guided and strength else batch)
-            if len(logits) > batch:
-                logits = guide(logits[:batch], logits[batch:], strength)
+            logits = self._guided_logits(x, state, settings.strength(scale, num_scales))
             with torch.inference_mode():
                 tokens.append(sample_tokens(logits, settings, generator))
                 added = quantizer.upsampled(tokens[-1], scale)

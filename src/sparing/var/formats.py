@@ -9,35 +9,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from sparing.errors import ArgumentError
 from sparing.quant import FakeQuantLinear, Int8Linear, QuantSpec, fake_quantize
-from sparing.var.config import VARConfig, validated
+from sparing.var.config import LINEAR_KINDS, VARConfig, linear_names, validated
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
 
-__all__ = ["LINEAR_KINDS", "attention_rounding", "linear_names", "make_linear", "precision_plan"]
-
-LINEAR_KINDS = ("word_embed", "qkv", "proj", "fc1", "fc2", "ada_lin", "head")
-"""The kinds of linear layers that a plan can round."""
+__all__ = ["attention_rounding", "make_linear", "precision_plan"]
 
 _MSE_UP_TO = 4
 """Weights of so few bits are clipped where the squared error is least, instead of at their largest."""
-
-
-def linear_names(config: VARConfig, kinds: Iterable[str] = LINEAR_KINDS) -> list[str]:
-    """Returns the names of the linear layers of some kinds, in the order of the computation.
-
-    Raises:
-        ArgumentError: an unknown kind.
-    """
-    kinds = tuple(kinds)
-    if unknown := set(kinds) - set(LINEAR_KINDS):
-        raise ArgumentError(f"kinds: expected some of {LINEAR_KINDS}, got {sorted(unknown)}")
-    in_blocks = [kind for kind in ("ada_lin", "qkv", "proj", "fc1", "fc2") if kind in kinds]
-    if config.shared_adaln and "ada_lin" in in_blocks:
-        in_blocks.remove("ada_lin")
-    names = ["word_embed"] if "word_embed" in kinds else []
-    names += [f"blocks.{i}.{kind}" for i in range(config.depth) for kind in in_blocks]
-    return names + (["head"] if "head" in kinds else [])
 
 
 def precision_plan(
@@ -50,6 +29,7 @@ def precision_plan(
     real: bool = False,
     kv_bits: int | None = None,
     attention_bits: int | None = None,
+    decoder_bits: int | None = None,
 ) -> PrecisionPlan:
     """Makes the published kind of plan: one width for all linear layers, fc2 apart.
 
@@ -62,6 +42,7 @@ def precision_plan(
         real: integer products, for 8 bits.
         kv_bits: 8 or None.
         attention_bits: of q, k, v and the softmax map; None leaves them.
+        decoder_bits: of the tokenizer's decoder, 8 or None.
 
     Returns:
         The plan.
@@ -76,10 +57,13 @@ def precision_plan(
     linears = dict.fromkeys(linear_names(config, (kind for kind in kinds if kind != "fc2")), form)
     if fc2 is not None and "fc2" in kinds:
         linears |= dict.fromkeys(linear_names(config, ("fc2",)), fc2)
-    return validated(PrecisionPlan, {"linears": linears, "kv_bits": kv_bits, "attention_bits": attention_bits})
+    others = {"kv_bits": kv_bits, "attention_bits": attention_bits, "decoder_bits": decoder_bits}
+    return validated(PrecisionPlan, {"linears": linears, **others})
 
 
-def make_linear(weight: Tensor, bias: Tensor | None, form: LinearFormat | None, *, dtype: torch.dtype) -> nn.Module:
+def make_linear(
+    weight: Tensor, bias: Tensor | None, form: LinearFormat | None, *, dtype: torch.dtype, gelu: bool = False
+) -> nn.Module:
     """Makes a linear layer.
 
     Args:
@@ -87,16 +71,19 @@ def make_linear(weight: Tensor, bias: Tensor | None, form: LinearFormat | None, 
         bias: (out,) or None.
         form: its numbers; None leaves them.
         dtype: of inputs and outputs.
+        gelu: followed by GELU (tanh formula).
 
     Returns:
         A module with the forward pass of ``nn.Linear``.
     """
     if form is not None and form.real:
-        return Int8Linear.from_linear(_linear(weight, bias, weight.dtype), dtype=dtype)
+        return Int8Linear.from_linear(_linear(weight, bias, weight.dtype), gelu=gelu, dtype=dtype)
     plain = _linear(weight, bias, dtype)
-    if form is None or (form.weight_bits is None and form.activation_bits is None):
-        return plain
-    return FakeQuantLinear.from_linear(plain, weight_spec=_weight_spec(form), input_spec=_input_spec(form), check=False)
+    layer: nn.Module = plain
+    if form is not None and not (form.weight_bits is None and form.activation_bits is None):
+        specs = _weight_spec(form), _input_spec(form)
+        layer = FakeQuantLinear.from_linear(plain, weight_spec=specs[0], input_spec=specs[1], check=False)
+    return nn.Sequential(layer, nn.GELU(approximate="tanh")) if gelu else layer
 
 
 def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:

@@ -3,6 +3,7 @@
 R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024, sections 4.1 to 4.3. Letters as in ``engine.py``.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from sparing.var.attention import ScaleAttention, native_level
 from sparing.var.cache import EngineState
 from sparing.var.formats import attention_rounding, make_linear
-from sparing.var.plan import CompressionPlan
+from sparing.var.plan import CompressionPlan, SharingPlan
 from sparing.var.transformer import Block, attention_factors
 
 __all__ = ["EngineLayer", "Observer", "modulated"]
 
 _NORM_EPS = 1e-6
 _TINY = 1e-12
+_TOKENS_AT_ONCE = 1024
+"""On a CPU: enough for fast products, few enough to stay in its caches."""
 
 Observer = Callable[[int, int, dict[str, Tensor]], None]
 """Called with (layer, scale, tensors) where someone watches; see :meth:`Engine.watch`."""
@@ -56,16 +59,17 @@ class EngineLayer(nn.Module):
         attention = block.attn
         self.index, self.plan = index, plan
         self.patch_nums = patch_nums
+        self.starts = tuple(itertools.accumulate((p * p for p in patch_nums), initial=0))
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         bias = torch.cat([attention.q_bias, attention.zero_k_bias, attention.v_bias]).detach()
         formats = {} if plan is None or plan.precision is None else plan.precision.linears
 
-        def linear(name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
-            return make_linear(weight, bias, formats.get(f"blocks.{index}.{name}"), dtype=dtype)
+        def linear(name: str, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> nn.Module:
+            return make_linear(weight, bias, formats.get(f"blocks.{index}.{name}"), dtype=dtype, gelu=gelu)
 
         self.qkv = linear("qkv", attention.mat_qkv.weight, bias)
         self.proj = linear("proj", attention.proj.weight, attention.proj.bias)
-        self.fc1 = linear("fc1", block.ffn.fc1.weight, block.ffn.fc1.bias)
+        self.fc1 = linear("fc1", block.ffn.fc1.weight, block.ffn.fc1.bias, gelu=True)
         self.fc2 = linear("fc2", block.ffn.fc2.weight, block.ffn.fc2.bias)
         self.ada: nn.Module | None = None
         if not block.shared_adaln:
@@ -87,29 +91,48 @@ class EngineLayer(nn.Module):
 
     def forward(self, x: Tensor, state: EngineState, scale: int) -> Tensor:
         """Maps a scale's tokens (R, n, C) float32 to (R, n, C) float32, and adds their keys and values to the cache."""
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = state.modulations[self.index]
-        normed = modulated(x, scale1, shift1).to(self.dtype)
-        x = torch.addcmul(x, self._attention(normed, state, scale), gamma1)
-        inside = F.gelu(self.fc1(modulated(x, scale2, shift2).to(self.dtype)), approximate="tanh")
-        return torch.addcmul(x, self.fc2(inside), gamma2)
+        out = torch.empty_like(x)
+        for rows in self._pieces(x, state, scale):
+            gamma1, gamma2, scale1, scale2, shift1, shift2 = (t[rows] for t in state.modulations[self.index])
+            piece = x[rows]
+            normed = modulated(piece, scale1, shift1).to(self.dtype)
+            piece = torch.addcmul(piece, self._attention(normed, state, scale, rows), gamma1)
+            inside = self.fc1(modulated(piece, scale2, shift2).to(self.dtype))
+            torch.addcmul(piece, self.fc2(inside), gamma2, out=out[rows])
+        return out
 
-    def _attention(self, x: Tensor, state: EngineState, scale: int) -> Tensor:
-        plan, caches = self.plan, state.caches[self.index]
-        sharing = plan.sharing if plan is not None and state.guided and plan.shares(self.index, scale) else None
+    def _pieces(self, x: Tensor, state: EngineState, scale: int) -> list[slice]:
+        """Rows that are computed together: they do not see each other, and what lies between takes memory."""
+        if self._sharing(state, scale) is not None:
+            return [slice(0, len(x))]
+        of_cache = len(x) // len(state.caches[self.index])
+        whole = self.observer is not None or x.device.type != "cpu"
+        at_once = of_cache if whole else min(max(1, _TOKENS_AT_ONCE // x.shape[1]), of_cache)
+        starts = range(0, len(x), of_cache)
+        return [slice(i, min(i + at_once, s + of_cache)) for s in starts for i in range(s, s + of_cache, at_once)]
+
+    def _sharing(self, state: EngineState, scale: int) -> SharingPlan | None:
+        plan = self.plan
+        return plan.sharing if plan is not None and state.guided and plan.shares(self.index, scale) else None
+
+    def _attention(self, x: Tensor, state: EngineState, scale: int, rows: slice) -> Tensor:
+        sharing, caches = self._sharing(state, scale), state.caches[self.index]
+        begin = self.starts[scale]
         if sharing is None:
+            which, first = divmod(rows.start, len(state.start) // len(caches))
+            own_rows = slice(first, first + len(x))
             q, k, v = self._qkv(x)
-            if len(caches) == 1:
-                return self._out(self._attend(q, *caches[0].extend(k, v), scale), scale)
-            halves = zip(caches, q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
-            return self._out(torch.cat([self._attend(q_, *c.extend(k_, v_), scale) for c, q_, k_, v_ in halves]), scale)
+            keys, values = caches[which].extend(k, v, begin=begin, rows=own_rows)
+            return self._out(self._attend(q, keys, values, scale), scale)
         cond, uncond = x.chunk(2)
+        images = slice(0, len(cond))
         q, k, v = self._qkv(cond)
+        keys, values = caches[0].extend(k, v, begin=begin, rows=images)
         if sharing.variant == "output":
-            out = self._out(self._attend(q, *caches[0].extend(k, v), scale), scale)
+            out = self._out(self._attend(q, keys, values, scale), scale)
             return torch.cat([out, out])
-        keys, values = caches[0].extend(k, v)
         own = self._values(uncond)
-        _, others = caches[1].extend(own, own)
+        _, others = caches[1].extend(own, own, begin=begin, rows=images)
         both = self._attend(q, keys, torch.cat([values, others], -1), scale)
         return self._out(torch.cat(both.chunk(2, -1)), scale)
 

@@ -8,19 +8,19 @@
 """
 
 import hashlib
-import json
 import os
 import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 
-from sparing.errors import FormatError, VersionError
+from sparing.errors import FormatError
 from sparing.runs.artifact import read_artifact, write_artifact
 from sparing.runs.atomic import replace_file
+from sparing.runs.documents import parse_document
 from sparing.runs.progress import Progress
 from sparing.var.checkpoints import read_state, tokenizer_from
 from sparing.var.config import TokenizerConfig
@@ -87,21 +87,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> VQVAE:
     """
     root = Path(folder)
     try:
-        fields = json.loads((root / _SETTINGS).read_bytes())
+        data = (root / _SETTINGS).read_bytes()
     except FileNotFoundError:
         raise FormatError(
             f"{root}: no {_SETTINGS}; give a folder that `sparing var train-tokenizer` or save_tokenizer has finished"
         ) from None
-    except ValueError as error:
-        raise FormatError(f"{_SETTINGS}: not JSON: {error}") from None
-    if not isinstance(fields, dict) or fields.get("schema_name") != _SCHEMA:
-        raise FormatError(f"{_SETTINGS}: not a saved tokenizer (schema_name is not {_SCHEMA!r})")
-    if fields.get("version") != _VERSION:
-        raise VersionError(f"{_SETTINGS}: version {fields.get('version')!r} is not one that this release reads")
-    try:
-        saved = _Saved.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise FormatError(f"{_SETTINGS}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+    saved = parse_document(
+        data, _Saved, schema=_SCHEMA, version=_VERSION, name=_SETTINGS, what="the settings of a tokenizer"
+    )
     weights = root / _WEIGHTS
     if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != saved.sha256:
         raise FormatError(f"{_WEIGHTS}: missing, truncated or altered; train on in the folder, or copy it again")

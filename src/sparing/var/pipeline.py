@@ -1,7 +1,6 @@
 """VARPipeline: a tokenizer and a transformer that draw images of classes, from files and to files."""
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -11,16 +10,18 @@ from typing import Any, Literal, Self
 
 import torch
 from huggingface_hub import ModelHubMixin
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 from torch import Tensor
 
-from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, VersionError
+from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError
 from sparing.runs.atomic import replace_file
+from sparing.runs.documents import parse_document
 from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
 from sparing.var.config import TokenizerConfig, VARConfig
+from sparing.var.decoder import ImageDecoder
 from sparing.var.engine import Engine
-from sparing.var.memory import PeakMemory
+from sparing.var.memory import PeakMemory, return_freed_memory
 from sparing.var.plan import CompressionPlan, load_plan
 from sparing.var.sampling import SamplingSettings
 from sparing.var.transformer import VARTransformer
@@ -106,6 +107,7 @@ class VARPipeline(ModelHubMixin):
         self.class_names = None if class_names is None else tuple(class_names)
         self.plan: CompressionPlan | None = None
         self._engine: Engine | None = None
+        self._decoder: ImageDecoder | None = None
         self._freed = False
 
     @property
@@ -120,6 +122,13 @@ class VARPipeline(ModelHubMixin):
             self._engine = Engine(self.transformer, plan=self.plan)
         return self._engine
 
+    @property
+    def decoder(self) -> ImageDecoder:
+        """The tokenizer's decoder made ready to draw, with the plan applied; made when first needed."""
+        if self._decoder is None:
+            self._decoder = ImageDecoder(self.tokenizer, plan=self.plan)
+        return self._decoder
+
     def use(self, plan: CompressionPlan | None) -> None:
         """Puts a plan in force, or none; :func:`~sparing.var.apply_` checks it first.
 
@@ -127,13 +136,13 @@ class VARPipeline(ModelHubMixin):
             ConfigError: the original weights were freed.
         """
         self._check_original()
-        self.plan, self._engine = plan, None
+        self.plan, self._engine, self._decoder = plan, None, None
 
     def free_original_(self) -> None:
         """Frees the weights for which the plan in force has others; see :func:`~sparing.var.apply_`."""
         self._check_original()
-        engine = self.engine
-        self._freed = bool(engine.free_original_())
+        self._freed = self.engine.free_original_() + self.decoder.free_original_() > 0
+        return_freed_memory()
 
     def _check_original(self) -> None:
         if self._freed:
@@ -160,7 +169,7 @@ class VARPipeline(ModelHubMixin):
         self.tokenizer.to(device=target, dtype=dtype)
         self.tokenizer.quantize.float()
         self.transformer.to(device=target, dtype=dtype)
-        self._engine = None
+        self._engine = self._decoder = None
         return self
 
     @torch.no_grad()
@@ -204,16 +213,10 @@ class VARPipeline(ModelHubMixin):
         with PeakMemory(self.device) as memory:
             start = time.perf_counter()
             tokens, f_hat = self.engine.generate(labels, self.tokenizer.quantize, settings, generator)
-            images = self.decode(f_hat).cpu()
+            images = self.decoder(f_hat).cpu()
             latency_s = time.perf_counter() - start
         # Copies: what inference mode made cannot be used where gradients are.
         return VAROutput(images.clone(), [t.cpu().clone() for t in tokens], latency_s, memory.peak_bytes)
-
-    @torch.inference_mode()
-    def decode(self, f_hat: Tensor) -> Tensor:
-        """Draws (B, z, p, p) summed-up codes as (B, 3, side, side) uint8."""
-        images = self.tokenizer.decode(f_hat).float()
-        return images.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         folder = Path(save_directory)
@@ -381,19 +384,10 @@ def _tensor_bytes(model: torch.nn.Module) -> bytes:
 
 def _read_saved(folder: Path) -> _Saved:
     try:
-        fields = json.loads((folder / _CONFIG).read_bytes())
+        data = (folder / _CONFIG).read_bytes()
     except FileNotFoundError:
         raise FormatError(f"{folder.name}: no {_CONFIG}; give a folder that save_pretrained wrote") from None
-    except ValueError as error:
-        raise FormatError(f"{_CONFIG}: not JSON: {error}") from None
-    if not isinstance(fields, dict) or fields.get("schema_name") != _SCHEMA:
-        raise FormatError(f"{_CONFIG}: not a saved VARPipeline (schema_name is not {_SCHEMA!r})")
-    if fields.get("version") != _VERSION:
-        raise VersionError(f"{_CONFIG}: version {fields.get('version')!r} is not one that this release reads")
-    try:
-        saved = _Saved.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise FormatError(f"{_CONFIG}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+    saved = parse_document(data, _Saved, schema=_SCHEMA, version=_VERSION, name=_CONFIG, what="a saved VARPipeline")
     if any(Path(name).name != name for name in saved.files.values()) or set(saved.files) != set(saved.sha256):
         raise FormatError(f"{_CONFIG}: files: expected plain names with checksums")
     if not set(_PARTS) <= set(saved.files) <= {*_PARTS, "plan"}:

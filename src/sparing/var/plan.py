@@ -1,23 +1,34 @@
 """CompressionPlan: what is left out of a model, as a small value apart from it that is printed, saved and compared."""
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sparing.errors import FormatError, VersionError
 from sparing.runs.atomic import replace_file
-from sparing.var.config import VARConfig
+from sparing.runs.documents import parse_document
+from sparing.var.config import VARConfig, linear_names
 from sparing.var.windows import DENSE, Widths, first_windowed
 
-__all__ = ["CompressionPlan", "LinearFormat", "PrecisionPlan", "SharingPlan", "load_plan"]
+__all__ = [
+    "CompressionPlan",
+    "LayerWindows",
+    "LinearFormat",
+    "PrecisionPlan",
+    "SharingPlan",
+    "load_plan",
+    "with_options",
+]
 
+_SCHEMA: Literal["sparing.var.plan"] = "sparing.var.plan"
 _VERSION: Literal[1] = 1
+_SHOWN = 4
 _Bits = Annotated[int, Field(ge=2, le=8)]
 _Width = Annotated[int, Field(ge=DENSE)]
+LayerWindows: TypeAlias = tuple[tuple[tuple[_Width, ...], ...] | None, ...]
+"""For each scale of a layer (segment, head) widths of :mod:`sparing.var.windows`, or None where it stays dense."""
 
 
 class _Part(BaseModel):
@@ -65,11 +76,13 @@ class PrecisionPlan(_Part):
         linears: from the name of a linear layer (``"blocks.3.fc1"``, ``"head"``) to its format; others are left.
         kv_bits: of the cached keys and values; None leaves them.
         attention_bits: of q, k, v and the softmax map (simulated); None leaves them.
+        decoder_bits: of the tokenizer's decoder, with integer products; None leaves it.
     """
 
     linears: dict[str, LinearFormat] = {}
     kv_bits: Literal[8] | None = None
     attention_bits: _Bits | None = None
+    decoder_bits: Literal[8] | None = None
 
 
 class CompressionPlan(_Part):
@@ -86,11 +99,11 @@ class CompressionPlan(_Part):
         notes: how it was made and what was estimated, for people.
     """
 
-    schema_name: Literal["sparing.var.plan"] = "sparing.var.plan"
+    schema_name: Literal["sparing.var.plan"] = _SCHEMA
     version: Literal[1] = _VERSION
     model: VARConfig
     weights: str
-    windows: tuple[tuple[tuple[tuple[_Width, ...], ...] | None, ...], ...] | None = None
+    windows: tuple[LayerWindows, ...] | None = None
     sharing: SharingPlan | None = None
     precision: PrecisionPlan | None = None
     notes: dict[str, Any] = {}
@@ -103,6 +116,12 @@ class CompressionPlan(_Part):
         latest = max((first or 0 for first in self.sharing.first_scale), default=0) if self.sharing is not None else 0
         if latest >= scales:
             raise ValueError(f"sharing.first_scale: expected 0 to {scales - 1}, or null for none, got {latest}")
+        names = linear_names(self.model)
+        if self.precision is not None and (unknown := sorted(set(self.precision.linears) - set(names))):
+            raise ValueError(
+                f"precision.linears: no linear layer of this model is named {', '.join(map(repr, unknown[:_SHOWN]))}; "
+                f"expected names such as {', '.join(map(repr, [*names[:_SHOWN], names[-1]]))}"
+            )
         if self.windows is None:
             return self
         if len(self.windows) != depth or any(len(layer) != scales for layer in self.windows):
@@ -148,18 +167,40 @@ def load_plan(path: str | os.PathLike[str]) -> CompressionPlan:
         VersionError: a version that this release does not read.
         OSError: the file cannot be read.
     """
-    try:
-        fields = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{Path(path).name}: not a compression plan: {error}") from None
-    if not isinstance(fields, dict) or fields.get("schema_name") != "sparing.var.plan":
-        raise FormatError(f"{Path(path).name}: not a compression plan: schema_name is not 'sparing.var.plan'")
-    if fields.get("version") != _VERSION:
-        raise VersionError(
-            f"{Path(path).name}: plan version {fields.get('version')!r} is not one that this release reads ({_VERSION})"
-        )
-    try:
-        return CompressionPlan.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'plan'}: {e['msg']}" for e in error.errors())
-        raise FormatError(f"{Path(path).name}: {problems}") from None
+    file = Path(path)
+    return parse_document(
+        file.read_bytes(),
+        CompressionPlan,
+        schema=_SCHEMA,
+        version=_VERSION,
+        name=file.name,
+        what="a compression plan",
+    )
+
+
+def with_options(
+    plan: CompressionPlan,
+    *,
+    windows: tuple[tuple[LayerWindows, ...], ...] = (),
+    tau_of: dict[int, int] | None = None,
+    variant: Literal["output", "map"] = "output",
+    first_of: dict[int, int] | None = None,
+) -> CompressionPlan:
+    """Returns a plan with windows and sharing in some layers.
+
+    Args:
+        plan: what else it says.
+        windows: for each layer and τ those of all scales.
+        tau_of: from layer to index of τ; layers not named stay dense.
+        variant: what is shared.
+        first_of: from layer to the first scale that shares; layers not named share nothing.
+    """
+    depth, scales = plan.model.depth, len(plan.model.patch_nums)
+    changes: dict[str, Any] = {}
+    if tau_of:
+        dense: LayerWindows = (None,) * scales
+        changes["windows"] = tuple(windows[i][tau_of[i]] if i in tau_of else dense for i in range(depth))
+    if first_of:
+        first = tuple(first_of.get(i) for i in range(depth))
+        changes["sharing"] = SharingPlan(variant=variant, first_scale=first)
+    return plan.model_copy(update=changes)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sparing.errors import ArgumentError, NonFiniteError, ShapeError
 from sparing.runs.progress import Progress
+from sparing.var.divergence import check_data
 from sparing.var.pipeline import VARPipeline
-from sparing.var.sensitivity import check_data
 
 __all__ = [
     "QualityReport",

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from sparing.runs.progress import Progress
 from sparing.var.config import validated
+from sparing.var.divergence import CalibrationConfig, calibration_images, check_data, plain_engine, teacher_inputs
 from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline
-from sparing.var.sensitivity import CalibrationConfig, calibration_images, check_data, plain_engine
 from sparing.var.windows import band
 
 __all__ = ["ActivationSummary", "RedundancyReport", "measure_redundancy"]
@@ -111,9 +111,7 @@ def measure_redundancy(
     ]
     try:
         for rows in torch.arange(len(tokens)).split(batch_size):
-            parts = tokens[rows].to(pipe.device).split(engine.config.scale_sizes, 1)
-            inputs = pipe.tokenizer.quantize.next_inputs(parts)
-            for _ in engine.teach(labels[rows].to(pipe.device), inputs):
+            for _ in engine.teach(labels[rows].to(pipe.device), teacher_inputs(pipe, tokens[rows])):
                 pass
             if progress is not None:
                 progress("analyzing", int(rows[-1]) + 1, len(tokens))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, ShapeError
+from sparing.quant import Int8Conv2d
 from sparing.var.config import TokenizerConfig
 from sparing.var.quantizer import MultiScaleQuantizer, QuantizerOutput
 
@@ -21,6 +22,13 @@ _NORM_EPS = 1e-6
 
 def _norm(channels: int, num_groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups, channels, eps=_NORM_EPS)
+
+
+def _activated(norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
+    """Norm, SiLU, convolution."""
+    if isinstance(conv, Int8Conv2d) and isinstance(norm, nn.GroupNorm):
+        return conv(x, norm=norm, silu=True)  # type: ignore[no-any-return]
+    return conv(F.silu(norm(x)))  # type: ignore[no-any-return]
 
 
 class _ResidualBlock(nn.Module):
@@ -35,8 +43,8 @@ class _ResidualBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = _activated(self.norm1, self.conv1, x)
+        h = _activated(self.norm2, self.conv2, h)
         out: Tensor = self.nin_shortcut(x) + h
         return out
 
@@ -229,8 +237,15 @@ class VQVAE(nn.Module):
         Returns:
             (B, 3, side, side) float in [−1, 1].
         """
-        out: Tensor = self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype)))
+        out: Tensor = self.decoder(self.before_decoder(f_hat))
         return out.clamp(-1, 1)
+
+    def before_decoder(self, f_hat: Tensor) -> Tensor:
+        """Returns what the decoder takes, (B, z, p, p) in the dtype of the weights, from summed-up codes."""
+        # Channels last: several times less reordering inside convolutions.
+        x = f_hat.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
+        out: Tensor = self.post_quant_conv(x)
+        return out
 
     def decode_tokens(self, tokens: Sequence[Tensor]) -> Tensor:
         """Draws images from tokens.

@@ -10,11 +10,12 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from sparing.errors import ArgumentError, DtypeError, FormatError, MissingExtraError, NonFiniteError, VersionError
+from sparing.errors import ArgumentError, DtypeError, FormatError, MissingExtraError, NonFiniteError
 from sparing.runs.atomic import replace_file
+from sparing.runs.documents import parse_document
 from sparing.vision.resnet import ResNet, ResNetConfig
 
 __all__ = ["SavedClassifier", "load_classifier", "save_classifier"]
@@ -133,14 +134,17 @@ def load_classifier(path: str | os.PathLike[str]) -> SavedClassifier:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            document = _parse((file.metadata() or {}).get(_ENTRY), path)
-            description = _validated(document, path)
+            text = (file.metadata() or {}).get(_ENTRY, "null")
+            description = parse_document(
+                text, _Description, schema=_SCHEMA, version=_VERSION, name=str(path), what="a saved classifier"
+            )
             _check_layout(file, description.architecture, path)
             # Copies: what safetensors gives are views of the file, which may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise FormatError(f"{path}: not a file of safetensors, or truncated: {error}") from error
-    if _digest({key: value for key, value in document.items() if key != "sha256"}, tensors) != description.sha256:
+    document = {key: value for key, value in json.loads(text).items() if key != "sha256"}
+    if _digest(document, tensors) != description.sha256:
         raise FormatError(f"{path}: was altered: its checksum does not match; restore it from a copy")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -181,30 +185,8 @@ def _check_layout(file: Any, config: ResNetConfig, path: object) -> None:
             raise FormatError(f"{path}: {name}: expected {types[dtype]} of shape {shape}, got {got}")
 
 
-def _parse(text: str | None, path: object) -> dict[str, Any]:
-    try:
-        document = json.loads(text or "null")
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: its description is not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("schema_name") != _SCHEMA:
-        raise FormatError(f"{path}: was not written by save_classifier: it has no description of a classifier")
-    return document
-
-
-def _validated(document: dict[str, Any], path: object) -> _Description:
-    if document.get("version") != _VERSION:
-        raise VersionError(
-            f"{path}: is in version {document.get('version')!r}, expected {_VERSION}: "
-            "read it with the release of sparing that wrote it"
-        )
-    try:
-        return _Description.model_validate(document)
-    except ValidationError as error:
-        raise FormatError(f"{path}: its description is not that of a classifier: {error}") from error
-
-
 def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode())
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

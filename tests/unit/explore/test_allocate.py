@@ -1,4 +1,5 @@
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
-from sparing.explore import allocate_exact, allocate_greedy
+from sparing.explore import allocate_exact, allocate_greedy, allocation_front
 
 SITE = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=4)
 PROBLEMS = st.lists(SITE, min_size=1, max_size=5)
@@ -89,3 +90,47 @@ def test_too_many_states():
     rng = np.random.default_rng(0)
     with pytest.raises(ArgumentError, match="max_states"):
         allocate_exact(rng.random((30, 8)), rng.random((30, 8)), budget=1e9, max_states=1000)
+
+
+def supported(sites):
+    """The (error, cost) of all allocations that alone are best at some price, by trying every one at every price."""
+    sums = {(sum(e for e, _ in pick), sum(c for _, c in pick)) for pick in itertools.product(*sites)}
+    # Between two prices at which some pair of them is equal nothing changes.
+    pairs = ((a, b) for a, b in itertools.permutations(sums, 2) if a[0] < b[0] and a[1] > b[1])
+    turns = [Fraction(0), *sorted({Fraction(b[0] - a[0], a[1] - b[1]) for a, b in pairs})]
+    prices = [(low + high) / 2 for low, high in itertools.pairwise([*turns, turns[-1] + 2])]
+    return sorted({min(sums, key=lambda s: s[0] + price * s[1]) for price in prices})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SITE, min_size=1, max_size=3))
+def test_the_front_is_what_is_best_at_some_price(sites):
+    errors, costs = split(sites)
+    front = allocation_front(errors, costs)
+    assert [(found.error, found.cost) for found in front] == supported(sites)
+    for found in front:
+        assert found.error == sum(e[i] for e, i in zip(errors, found.choices, strict=True))
+        assert found.cost == sum(c[i] for c, i in zip(costs, found.choices, strict=True))
+
+
+def test_the_front_of_any_numbers():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        errors, costs = rng.random((2, 20, 6)) ** 8
+        front = allocation_front(errors, costs)
+        points = np.array([(found.error, found.cost) for found in front])
+        assert (np.diff(points[:, 0]) > 0).all()
+        assert (np.diff(points[:, 1]) < 0).all()
+        for price in np.geomspace(1e-9, 1e9, 400):
+            best = np.min(errors + price * costs, axis=1).sum()
+            assert (points @ [1, price]).min() == pytest.approx(best, rel=1e-12)
+
+
+def test_the_front_by_hand():
+    errors, costs = [[0.0, 0.2, 1.0], [0.0, 0.5]], [[16, 8, 4], [16, 8]]
+    assert [found.choices for found in allocation_front(errors, costs)] == [(0, 0), (1, 0), (1, 1), (2, 1)]
+    # Of equal errors the least cost; what moves at one price moves at once; nothing that is beaten.
+    assert [f.choices for f in allocation_front([[1, 1, 2, 9], [0, 1]], [[5, 4, 2, 2], [3, 1]])] == [(1, 0), (2, 1)]
+    assert [f.choices for f in allocation_front([[3]], [[7]])] == [(0,)]
+    with pytest.raises(ArgumentError, match="errors: expected at least one site"):
+        allocation_front([], [])

@@ -8,6 +8,7 @@ pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ConfigError  # noqa: E402
 from sparing.var.apply import apply_, remove_  # noqa: E402
+from sparing.var.formats import precision_plan  # noqa: E402
 from sparing.var.pipeline import weights_fingerprint  # noqa: E402
 from sparing.var.plan import CompressionPlan, PrecisionPlan, SharingPlan  # noqa: E402
 
@@ -84,6 +85,18 @@ def test_a_plan_for_other_weights_leaves_the_old_one_in_force(pipe, tiny):
         apply_(pipe, plan_for(tiny.pipeline(seed=1)))
     assert pipe.plan == plan
     assert torch.equal(logits_of(pipe, tiny), expected)
+
+
+def test_a_plan_for_a_pipeline_without_its_original_weights(pipe, tiny):
+    real = plan_for(pipe, precision=precision_plan(pipe.transformer.config, real=True))
+    other = plan_for(pipe, sharing=SharingPlan(variant="output", first_scale=(0, 0)))
+    apply_(pipe, real, keep_original=False)
+    images = drawn(pipe)
+    for plan in (real, other, plan_for(tiny.pipeline(seed=1))):
+        with pytest.raises(ConfigError, match=r"pipe: its original weights were freed .*; load the model again"):
+            apply_(pipe, plan)
+    assert pipe.plan == real
+    assert all(torch.equal(a, b) for a, b in zip(drawn(pipe), images, strict=True))
 
 
 def test_fingerprints(tiny):

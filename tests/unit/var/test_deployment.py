@@ -8,10 +8,9 @@ pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, ConfigError  # noqa: E402
 from sparing.var import deployment, memory  # noqa: E402
-from sparing.var.config import RELEASED  # noqa: E402
+from sparing.var.config import RELEASED, linear_names  # noqa: E402
 from sparing.var.cost import model_cost  # noqa: E402
 from sparing.var.deployment import DeviceDescription, analyze_deployment, probe_device  # noqa: E402
-from sparing.var.formats import linear_names  # noqa: E402
 from sparing.var.plan import CompressionPlan, SharingPlan  # noqa: E402
 
 NAMES = [

@@ -11,14 +11,9 @@ from torch import nn  # noqa: E402
 from sparing.errors import ArgumentError, ConfigError  # noqa: E402
 from sparing.quant import FakeQuantLinear, Int8Linear  # noqa: E402
 from sparing.var.apply import apply_, remove_  # noqa: E402
+from sparing.var.config import LINEAR_KINDS, linear_names  # noqa: E402
 from sparing.var.engine import Engine  # noqa: E402
-from sparing.var.formats import (  # noqa: E402
-    LINEAR_KINDS,
-    attention_rounding,
-    linear_names,
-    make_linear,
-    precision_plan,
-)
+from sparing.var.formats import attention_rounding, make_linear, precision_plan  # noqa: E402
 from sparing.var.pipeline import weights_fingerprint  # noqa: E402
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan  # noqa: E402
 

@@ -53,7 +53,8 @@ def test_damaged_tokenizers(tmp_path, tokenizer):
     settings = (tmp_path / "tokenizer.json").read_text()
     fields = json.loads(settings)
     for changed, error, message in (
-        ("{", FormatError, "not JSON"),
+        ("{", FormatError, "Invalid JSON"),
+        ("[" * 100_000, FormatError, "Invalid JSON"),
         (json.dumps({**fields, "schema_name": "x"}), FormatError, "schema_name"),
         (json.dumps({**fields, "version": 2}), VersionError, "version 2"),
         (json.dumps({**fields, "more": 2}), FormatError, "more"),

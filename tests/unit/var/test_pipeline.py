@@ -254,7 +254,7 @@ def test_altered_settings(pipe, tmp_path, where, value, error, words):
         VARPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"null", b"\xff", b"{}"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"null", b"\xff", b"{}", b"[" * 100_000])
 def test_settings_that_are_none(pipe, tmp_path, data):
     pipe.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(data)

@@ -10,7 +10,7 @@ pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ConfigError, FormatError, VersionError  # noqa: E402
 from sparing.var.config import VARConfig, validated  # noqa: E402
-from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan, load_plan  # noqa: E402
+from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan, load_plan, with_options  # noqa: E402
 
 
 @pytest.fixture
@@ -56,6 +56,16 @@ def test_questions_to_a_plan(plan):
     assert plan.widths(1, 5).shape == (3, 2)
 
 
+def test_options_only_where_named(tiny):
+    model = tiny.transformer_config()
+    plan, windows = CompressionPlan(model=model, weights="", precision=PrecisionPlan(kv_bits=8)), tiny.windows(model)
+    assert with_options(plan) == plan
+    changed = with_options(plan, windows=((), ((None,) * 6, windows[1])), tau_of={1: 1}, variant="map", first_of={0: 2})
+    assert changed.windows == ((None,) * 6, windows[1])
+    assert changed.sharing == SharingPlan(variant="map", first_scale=(2, None))
+    assert changed.precision == plan.precision
+
+
 def change(path, *where, value):
     fields = json.loads(path.read_text())
     place = fields
@@ -68,7 +78,7 @@ def change(path, *where, value):
 @pytest.mark.parametrize(
     ("where", "value", "error", "words"),
     [
-        (["version"], 2, VersionError, r"plan version 2 .* \(1\)"),
+        (["version"], 2, VersionError, "a compression plan in version 2, expected 1"),
         (["version"], "1", VersionError, "version '1'"),
         (["schema_name"], "sparing.other", FormatError, "schema_name"),
         (["colour"], "red", FormatError, "colour"),
@@ -86,6 +96,7 @@ def change(path, *where, value):
         (["precision", "kv_bits"], 4, FormatError, "precision.kv_bits"),
         (["precision", "linears", "head", "weight_bits"], 4, FormatError, "real: integer products need 8-bit"),
         (["precision", "linears", "head", "weight_bits"], 1, FormatError, "weight_bits"),
+        (["precision", "linears", "blocks.2.fc1"], {}, FormatError, "named 'blocks.2.fc1'; .*'head'"),
         (["model", "depth"], 3, FormatError, "expected 3 layers"),
         (["model", "depth"], 0, FormatError, "model.depth"),
         (["weights"], None, FormatError, "weights"),
@@ -120,6 +131,16 @@ def test_other_files(tmp_path, data):
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("name", ["blocks.0.fc3", "blocks.2.fc1", "blocks.1.attn.proj", "Head", "blocks.0.ada_lin"])
+def test_layers_that_the_model_does_not_have(tiny, name):
+    form, model = LinearFormat(weight_bits=4), tiny.transformer_config(shared_adaln=True)
+    with pytest.raises(ValueError, match=f"precision.linears: no linear .* is named '{name}'; expected .* 'head'"):
+        CompressionPlan(model=model, weights="", precision=PrecisionPlan(linears={name: form, "blocks.0.fc1": form}))
+    if "ada_lin" in name:
+        own = tiny.transformer_config()
+        CompressionPlan(model=own, weights="", precision=PrecisionPlan(linears={name: form}))
 
 
 def test_config_errors_name_field_and_value():

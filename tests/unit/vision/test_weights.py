@@ -78,13 +78,14 @@ def rewrite(path, change_document=lambda d: d, change_tensors=lambda t: t, entry
     ("change", "error", "message"),
     [
         (lambda d: {**d, "version": 2}, VersionError, "version 2, expected 1"),
-        (lambda d: {**d, "schema_name": "x"}, FormatError, "not written by save_classifier"),
-        (lambda d: "not json", FormatError, "not JSON"),
-        (lambda d: "[" * 100_000, FormatError, "not JSON"),
-        (lambda d: [d], FormatError, "not written by save_classifier"),
+        (lambda d: {**d, "schema_name": "x"}, FormatError, "not a saved classifier: expected schema_name"),
+        (lambda d: "not json", FormatError, "not a saved classifier: Invalid JSON"),
+        (lambda d: "[" * 100_000, FormatError, "not a saved classifier: Invalid JSON"),
+        (lambda d: [d], FormatError, "not a saved classifier: Input should be an object"),
         (lambda d: {**d, "family": "vgg"}, FormatError, "family"),
         (lambda d: {**d, "more": 1}, FormatError, "more"),
         (lambda d: {**d, "meta": {"accuracy": 0.9}}, FormatError, "was altered"),
+        (lambda d: {**d, "meta": {"accuracy": float("nan")}}, FormatError, "was altered"),
         (lambda d: {**d, "architecture": {**d["architecture"], "width": 10**9}}, FormatError, "width"),
         (lambda d: {**d, "architecture": {**d["architecture"], "width": 8}}, FormatError, r"expected .* of shape \(8,"),
         (lambda d: {**d, "architecture": {**d["architecture"], "layers": [1, 1]}}, FormatError, "not those of"),
@@ -111,7 +112,7 @@ def test_tensors_that_do_not_fit(saved):
             load_classifier(saved)
     saved.write_bytes(raw)
     rewrite(saved, entry="other")
-    with pytest.raises(FormatError, match="not written by save_classifier"):
+    with pytest.raises(FormatError, match="not a saved classifier"):
         load_classifier(saved)
 
 

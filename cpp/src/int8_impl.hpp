@@ -1,0 +1,197 @@
+// The loops of int8.hpp, plain so that compilers turn them into vectors; included once for each instruction set.
+#pragma once
+#include "sparing/int8.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cfloat>
+#include <cmath>
+#include <limits>
+
+namespace sparing::int8 {
+
+constexpr size_t kLanes = 16;
+constexpr float kMagic = 12582912.0F; ///< 1.5 · 2^23: adding it leaves no bits behind the point
+
+/// Least, largest, and 0 or not a number; lane by lane, so that no order of a sum is left open.
+struct Extremes {
+    float least = 0, largest = 0, poison = 0;
+};
+
+/// Sums over pixels of x − pivot and of its square, for each channel.
+struct Moments {
+    double sum = 0, square = 0;
+};
+
+/// What a level does to a stretch of the work.
+struct Kernels {
+    void (*round_rows)(const RowsTask &, size_t begin, size_t end, float *scratch);
+    void (*finish)(const FinishTask &, size_t begin, size_t end, float *scratch);
+    void (*moments)(const ImageTask &, const float *pivot, size_t begin, size_t end, float *scratch, Moments *);
+    Extremes (*extremes)(const ImageTask &, const float *a, const float *b, size_t begin, size_t end, float *scratch);
+    void (*round_image)(const ImageTask &, const float *a, const float *b, ByteRange range, size_t begin, size_t end,
+                        float *scratch);
+};
+
+namespace {
+
+inline void add(Extremes &all, const Extremes &other) {
+    all.least = std::min(all.least, other.least);
+    all.largest = std::max(all.largest, other.largest);
+    all.poison += other.poison;
+}
+
+inline float rounded(float x) { return (x + kMagic) - kMagic; }
+
+/// e^x within one part in 10^5 for x in [−87, 87]; beyond, the value at the end. No comparisons, which GCC would turn
+/// into branches around what follows.
+inline float exp_of(float x) {
+    x = 0.5F * (std::fabs(x + 87.0F) - std::fabs(x - 87.0F));
+    const float t = x * 1.44269504F;
+    const float shifted = t + kMagic;
+    const float rest = t - (shifted - kMagic);
+    float p = 1.33335581e-3F;
+    p = p * rest + 9.61812910e-3F;
+    p = p * rest + 5.55041087e-2F;
+    p = p * rest + 2.40226507e-1F;
+    p = p * rest + 6.93147182e-1F;
+    p = p * rest + 1.0F;
+    // The whole part stands in the lowest bits of `shifted`.
+    const uint32_t exponent = (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kMagic) + 127U) << 23;
+    return p * std::bit_cast<float>(exponent);
+}
+
+inline float silu_of(float x) { return x / (1.0F + exp_of(-x)); }
+
+inline float gelu_of(float x) {
+    const float inner = 1.5957691216F * (x + 0.044715F * x * x * x);
+    return x / (1.0F + exp_of(-inner));
+}
+
+/// The lowest byte of the rounded number as an int8 code, plus 128.
+inline uint8_t byte_of(float code) {
+    return static_cast<uint8_t>((std::bit_cast<uint32_t>(code + kMagic) & 0xFFU) ^ 0x80U);
+}
+
+inline uint8_t unsigned_byte_of(float code) {
+    return static_cast<uint8_t>(std::bit_cast<uint32_t>(code + kMagic) & 0xFFU);
+}
+
+inline Bits16 narrow(float value) {
+    const uint32_t wide = std::bit_cast<uint32_t>(value);
+    const uint32_t nearest = (wide + 0x7FFFU + ((wide >> 16) & 1U)) >> 16;
+    return static_cast<Bits16>(value != value ? (wide >> 16) | 0x40U : nearest);
+}
+
+inline void widen(const Reals &x, size_t at, size_t count, float *out) {
+    if (x.wide != nullptr) {
+        std::copy_n(x.wide + at, count, out);
+        return;
+    }
+    const Bits16 *half = x.half + at;
+    for (size_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<uint32_t>(half[i]) << 16);
+}
+
+inline Extremes extremes_of(const float *x, size_t count) {
+    float least[kLanes] = {}, largest[kLanes] = {}, poison[kLanes] = {};
+    const size_t whole = count / kLanes * kLanes;
+    const auto take = [&](size_t i, size_t lane) {
+        least[lane] = x[i] < least[lane] ? x[i] : least[lane];
+        largest[lane] = x[i] > largest[lane] ? x[i] : largest[lane];
+        poison[lane] += x[i] - x[i];
+    };
+    for (size_t i = 0; i < whole; i += kLanes)
+        for (size_t lane = 0; lane < kLanes; ++lane) take(i + lane, lane);
+    for (size_t i = whole; i < count; ++i) take(i, i - whole);
+    Extremes all;
+    for (size_t lane = 0; lane < kLanes; ++lane) add(all, {least[lane], largest[lane], poison[lane]});
+    return all;
+}
+
+void round_rows(const RowsTask &task, size_t begin, size_t end, float *scratch) {
+    const size_t columns = task.columns;
+    for (size_t row = begin; row < end; ++row) {
+        widen(task.x, row * columns, columns, scratch);
+        const Extremes found = extremes_of(scratch, columns);
+        const float largest = std::max(found.largest, -found.least);
+        const float step = std::max(largest / 127.0F, FLT_MIN);
+        uint8_t *codes = task.codes + row * columns;
+        for (size_t i = 0; i < columns; ++i) codes[i] = byte_of(scratch[i] / step);
+        task.steps[row] = step + found.poison;
+    }
+}
+
+void finish(const FinishTask &task, size_t begin, size_t end, float *scratch) {
+    const size_t columns = task.columns;
+    for (size_t row = begin; row < end; ++row) {
+        const float *sums = task.sums + row * columns;
+        const float step = task.steps[row];
+        float *out = task.out.wide != nullptr ? task.out.wide + row * columns : scratch;
+        if (task.bias != nullptr)
+            for (size_t i = 0; i < columns; ++i) out[i] = sums[i] * step + task.bias[i];
+        else
+            for (size_t i = 0; i < columns; ++i) out[i] = sums[i] * step;
+        if (task.gelu)
+            for (size_t i = 0; i < columns; ++i) out[i] = gelu_of(out[i]);
+        if (task.out.wide != nullptr) continue;
+        Bits16 *half = task.out.half + row * columns;
+        for (size_t i = 0; i < columns; ++i) half[i] = narrow(out[i]);
+    }
+}
+
+/// scratch: 3 · channels.
+void moments(const ImageTask &task, const float *pivot, size_t begin, size_t end, float *scratch, Moments *out) {
+    const size_t channels = task.channels;
+    float *x = scratch, *sum = scratch + channels, *square = scratch + 2 * channels;
+    std::fill_n(sum, 2 * channels, 0.0F);
+    for (size_t pixel = begin; pixel < end; ++pixel) {
+        widen(task.x, pixel * channels, channels, x);
+        for (size_t c = 0; c < channels; ++c) {
+            const float d = x[c] - pivot[c];
+            sum[c] += d;
+            square[c] += d * d;
+        }
+    }
+    for (size_t c = 0; c < channels; ++c) out[c] = {sum[c], square[c]};
+}
+
+inline void activated(const ImageTask &task, const float *a, const float *b, size_t pixel, float *y) {
+    const size_t channels = task.channels;
+    widen(task.x, pixel * channels, channels, y);
+    if (task.groups != 0)
+        for (size_t c = 0; c < channels; ++c) y[c] = y[c] * a[c] + b[c];
+    if (task.silu)
+        for (size_t c = 0; c < channels; ++c) y[c] = silu_of(y[c]);
+}
+
+Extremes extremes(const ImageTask &task, const float *a, const float *b, size_t begin, size_t end, float *scratch) {
+    Extremes all;
+    for (size_t pixel = begin; pixel < end; ++pixel) {
+        activated(task, a, b, pixel, scratch);
+        add(all, extremes_of(scratch, task.channels));
+    }
+    return all;
+}
+
+void round_image(const ImageTask &task, const float *a, const float *b, ByteRange range, size_t begin, size_t end,
+                 float *scratch) {
+    const float inverse = 1.0F / range.step, zero = static_cast<float>(range.zero_point);
+    const size_t channels =
+        task.channels; // bytes may alias anything: the task is not read again while they are written
+    for (size_t pixel = begin; pixel < end; ++pixel) {
+        activated(task, a, b, pixel, scratch);
+        uint8_t *codes = task.codes + pixel * channels;
+        for (size_t c = 0; c < channels; ++c) {
+            float code = scratch[c] * inverse + zero;
+            code = code > 0.0F ? code : 0.0F;
+            code = code < 255.0F ? code : 255.0F;
+            codes[c] = unsigned_byte_of(code);
+        }
+    }
+}
+
+constexpr Kernels kKernels{round_rows, finish, moments, extremes, round_image};
+
+} // namespace
+
+} // namespace sparing::int8
