@@ -18,12 +18,14 @@ from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError
 from sparing.runs.atomic import replace_file
 from sparing.runs.documents import parse_document
 from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
+from sparing.var.compact import is_packed_exactly, pack_state, unpack_state
 from sparing.var.config import TokenizerConfig, VARConfig
 from sparing.var.decoder import ImageDecoder
 from sparing.var.engine import Engine
 from sparing.var.memory import PeakMemory, return_freed_memory
 from sparing.var.plan import CompressionPlan, load_plan
 from sparing.var.sampling import SamplingSettings
+from sparing.var.shipped import SHIPPED, shipped_folder
 from sparing.var.transformer import VARTransformer
 from sparing.var.vqvae import VQVAE
 
@@ -62,6 +64,7 @@ class _Saved(BaseModel):
     tokenizer: TokenizerConfig
     transformer: VARConfig
     class_names: tuple[str, ...] | None = None
+    weight_bits: Literal[8] | None = None
     files: dict[str, str]
     sha256: dict[str, str]
 
@@ -218,9 +221,9 @@ class VARPipeline(ModelHubMixin):
         # Copies: what inference mode made cannot be used where gradients are.
         return VAROutput(images.clone(), [t.cpu().clone() for t in tokens], latency_s, memory.peak_bytes)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def _save_pretrained(self, save_directory: Path, *, weight_bits: Literal[8] | None = None) -> None:
         folder = Path(save_directory)
-        contents = {part: (_tensor_bytes(getattr(self, part)), "safetensors") for part in _PARTS}
+        contents = {part: (_tensor_bytes(getattr(self, part), weight_bits), "safetensors") for part in _PARTS}
         if self.plan is not None:
             contents["plan"] = (self.plan.to_json().encode(), "json")
         digests = {part: hashlib.sha256(data).hexdigest() for part, (data, _) in contents.items()}
@@ -235,6 +238,7 @@ class VARPipeline(ModelHubMixin):
             tokenizer=self.tokenizer.config,
             transformer=self.transformer.config,
             class_names=self.class_names,
+            weight_bits=weight_bits,
             files=files,
             sha256=digests,
         )
@@ -249,6 +253,7 @@ class VARPipeline(ModelHubMixin):
         self,
         save_directory: str | os.PathLike[str],
         *,
+        weight_bits: Literal[8] | None = None,
         repo_id: str | None = None,
         push_to_hub: bool = False,
         model_card_kwargs: dict[str, Any] | None = None,
@@ -260,6 +265,8 @@ class VARPipeline(ModelHubMixin):
 
         Args:
             save_directory: made if needed.
+            weight_bits: 8 rounds large weights to codes of a byte, a step for each output channel: a quarter of the
+                file. With a plan in force the weights must have been loaded from such a file: it was made for them.
             repo_id: of the hub; None takes the folder's name.
             push_to_hub: also upload.
             model_card_kwargs: for the card.
@@ -269,13 +276,22 @@ class VARPipeline(ModelHubMixin):
             The address of the upload, or None.
 
         Raises:
+            ArgumentError: other bits.
+            ConfigError: rounding would change the weights that the plan in force was made for; or they were freed.
             OSError: the folder cannot be written.
         """
+        if weight_bits not in (None, 8):
+            raise ArgumentError(f"weight_bits: expected 8 or None, got {weight_bits!r}")
         # Not the mixin's own: it removes config.json before it writes, and being killed there would lose the model.
         self._check_original()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(folder)
+        if weight_bits is not None and self.plan is not None and not is_packed_exactly(self.transformer.state_dict()):
+            raise ConfigError(
+                "weight_bits: the plan in force was made for the weights as they are; save without a plan, load that, "
+                "and make the plan anew"
+            )
+        self._save_pretrained(folder, weight_bits=weight_bits)
         card = folder / _CARD
         if not card.exists():
             with replace_file(card) as file:
@@ -289,8 +305,8 @@ class VARPipeline(ModelHubMixin):
         """Loads a pipeline.
 
         Args:
-            source: a folder that :meth:`save_pretrained` wrote, or ``"hf://OWNER/NAME"`` for one on the hub, the only
-                form that may use the network.
+            source: a folder that :meth:`save_pretrained` wrote; ``"cifar10"``, the small model that comes with the
+                package; or ``"hf://OWNER/NAME"`` for one on the hub, the only form that may use the network.
             **options: ``dtype`` and ``device``; for the hub also those of ``huggingface_hub`` (``revision``, ...).
 
         Returns:
@@ -302,10 +318,14 @@ class VARPipeline(ModelHubMixin):
             VersionError: written in a version that this release does not read.
         """
         name = os.fspath(source)
-        if not name.startswith(_HUB_PREFIX) and not Path(name).is_dir():
-            raise ArgumentError(f"source: no folder {name!r}; a model on the hub is named {_HUB_PREFIX}OWNER/NAME")
+        shipped = None if Path(name).is_dir() else shipped_folder(name)
+        if shipped is None and not name.startswith(_HUB_PREFIX) and not Path(name).is_dir():
+            raise ArgumentError(
+                f"source: no folder {name!r}; {', '.join(SHIPPED)} comes with the package, and a model on the hub is "
+                f"named {_HUB_PREFIX}OWNER/NAME"
+            )
         # Not the mixin's own: it reads config.json before we can say what is wrong with it.
-        return cls._from_pretrained(model_id=name.removeprefix(_HUB_PREFIX), **options)
+        return cls._from_pretrained(model_id=str(shipped or name.removeprefix(_HUB_PREFIX)), **options)
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
@@ -340,6 +360,8 @@ class VARPipeline(ModelHubMixin):
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != saved.sha256[part]:
                 raise FormatError(f"{name}: missing, truncated or altered; save or copy the folder again")
         states = {part: read_state(folder / saved.files[part]) for part in _PARTS}
+        if saved.weight_bits is not None:
+            states = {part: unpack_state(state) for part, state in states.items()}
         pipe = cls(
             tokenizer_from(states["tokenizer"], config=saved.tokenizer),
             transformer_from(states["transformer"], config=saved.transformer),
@@ -378,8 +400,9 @@ class VARPipeline(ModelHubMixin):
         return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
 
 
-def _tensor_bytes(model: torch.nn.Module) -> bytes:
-    return save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
+def _tensor_bytes(model: torch.nn.Module, weight_bits: int | None) -> bytes:
+    state = model.state_dict() if weight_bits is None else pack_state(model.state_dict())
+    return save({name: t.detach().cpu().contiguous() for name, t in state.items()})
 
 
 def _read_saved(folder: Path) -> _Saved:

@@ -183,6 +183,30 @@ def test_saving_twice_gives_the_same_files(pipe, tmp_path):
     assert len(first) == 4, "settings, two parts and a card"
 
 
+def test_saving_in_eight_bits(pipe, tiny, tmp_path):
+    wide = with_plan(tiny, tiny.pipeline(embed_dim=96))
+    with pytest.raises(ConfigError, match="weight_bits: the plan in force was made for the weights as they are"):
+        wide.save_pretrained(tmp_path / "no", weight_bits=8)
+    wide.use(None)
+    with pytest.raises(ArgumentError, match="weight_bits: expected 8 or None, got 4"):
+        wide.save_pretrained(tmp_path / "no", weight_bits=4)
+    wide.save_pretrained(tmp_path / "a")
+    wide.save_pretrained(tmp_path / "b", weight_bits=8)
+    sizes = [saved_file(tmp_path / name, "transformer").stat().st_size for name in "ab"]
+    assert sizes[1] < 0.4 * sizes[0]
+    found = VARPipeline.from_pretrained(tmp_path / "b")
+    for name, tensor in wide.transformer.state_dict().items():
+        step = tensor.flatten(1).abs().amax(1).max() / 127 if tensor.ndim > 1 else 0
+        assert (found.transformer.state_dict()[name] - tensor).abs().max() <= 0.501 * step
+    assert torch.equal(found.tokenizer.quantize.embedding.weight, wide.tokenizer.quantize.embedding.weight)
+    # Rounded once, it can carry a plan, and is rounded again to the same bytes.
+    with_plan(tiny, found).save_pretrained(tmp_path / "c", weight_bits=8)
+    again = VARPipeline.from_pretrained(tmp_path / "c")
+    assert again.plan == found.plan
+    assert_same(drawn(again), drawn(found))
+    assert saved_file(tmp_path / "c", "transformer").read_bytes() == saved_file(tmp_path / "b", "transformer").read_bytes()
+
+
 def test_saving_over_another_model_leaves_nothing_of_it(pipe, tiny, tmp_path):
     with_plan(tiny, tiny.pipeline(seed=5)).save_pretrained(tmp_path)
     (tmp_path / "mine.txt").write_text("kept", encoding="utf-8")
@@ -266,7 +290,7 @@ def test_folders_of_something_else(tmp_path):
     with pytest.raises(FormatError, match=r"no config\.json; give a folder that save_pretrained wrote"):
         VARPipeline.from_pretrained(tmp_path)
     with pytest.raises(
-        ArgumentError, match="source: no folder 'owner/name'; a model on the hub is named hf://OWNER/NAME"
+        ArgumentError, match="no folder 'owner/name'; cifar10 comes with the package, and .* is named hf://OWNER/NAME"
     ):
         VARPipeline.from_pretrained("owner/name")
 
