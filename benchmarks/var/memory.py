@@ -19,7 +19,12 @@ from benchmarks.var.models import random_pipeline
 from sparing.var.apply import apply_
 from sparing.var.memory import PeakMemory
 
-COLUMNS = ["published, half-precision weights", "ours, bfloat16", "ours, int8 weights and cache"]
+COLUMNS = [
+    "published, half-precision weights",
+    "ours, bfloat16",
+    "ours, int8 weights and cache",
+    "ours, int8 weights and cache, output shared in the later half of the scales",
+]
 
 
 def _resident() -> int:
@@ -32,8 +37,8 @@ def run(column: str, name: str, batch: int) -> dict[str, Any]:
     before = _resident()
     pipe = random_pipeline(name, dtype=torch.bfloat16)
     draw = published(pipe, torch.bfloat16) if column == COLUMNS[0] else lambda labels: pipe(labels, **SETTINGS)
-    if column == COLUMNS[2]:
-        plan = int8_plan(pipe, shared=False)
+    if column in COLUMNS[2:]:
+        plan = int8_plan(pipe, shared=column == COLUMNS[3])
         precision = plan.precision.model_copy(update={"kv_bits": 8})
         apply_(pipe, plan.model_copy(update={"precision": precision}), keep_original=False)
     gc.collect()

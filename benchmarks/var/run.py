@@ -1,4 +1,5 @@
-"""Runs the VAR benchmark: `python -m benchmarks.var.run STAGE`; stages: latency, memory, attention, quality; or all.
+"""Runs the VAR benchmark: `python -m benchmarks.var.run STAGE`; stages: latency, memory, attention, convolutions,
+quality; or all.
 
 Run with nothing else running. `--tiny` runs every stage end to end in a minute, with figures that mean nothing.
 """
@@ -13,10 +14,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.var import attention, latency, memory
+from benchmarks.var import attention, convolutions, latency, memory
 from sparing.runs.record import run_record, write_record
 
-STAGES = ["latency", "memory", "attention", "quality"]
+STAGES = ["latency", "memory", "attention", "convolutions", "quality"]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -60,6 +61,10 @@ def _attention(options: argparse.Namespace) -> Any:
     return attention.measure("512²", heads=heads, rows=2, rounds=options.rounds, dtype=dtype, device=options.device)
 
 
+def _convolutions(options: argparse.Namespace) -> Any:
+    return convolutions.measure(((32, 32, 8),) if options.tiny else convolutions.SHAPES, rounds=options.rounds)
+
+
 def run_stage(stage: str, options: argparse.Namespace) -> None:
     """One stage, writing its result file."""
     if stage == "quality":
@@ -67,7 +72,8 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
 
         results, data = quality_session(options)
     else:
-        results = {"latency": _latency, "memory": _memory, "attention": _attention}[stage](options)
+        stages = {"latency": _latency, "memory": _memory, "attention": _attention, "convolutions": _convolutions}
+        results = stages[stage](options)
         data = {"name": "random weights in the released layout: valid for time and memory, not for quality"}
     name = f"{stage}-{'gpu' if options.device != 'cpu' else 'cpu'}" + ("-tiny" if options.tiny else "")
     command = ["python", "-m", "benchmarks.var.run", *sys.argv[1:]]
