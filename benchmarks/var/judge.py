@@ -1,4 +1,4 @@
-"""Trains the judge of the quality stage: `python -m benchmarks.var.judge --data CIFAR10 --out FILE`; it goes on if killed.
+"""Trains the quality stage's judge: `python -m benchmarks.var.judge --data CIFAR10 --out FILE`; goes on if killed.
 
 A ResNet-20 that takes no part in training the image model: class agreement and Fréchet distance are in its features.
 """
