@@ -28,7 +28,7 @@ from sparing.var.quality import cross_entropy, draw_samples, measure_quality
 from sparing.var.sensitivity import Sensitivity, measure_sensitivity
 from sparing.vision import ImageDataset, SavedClassifier, penultimate_features, predict
 
-GUIDANCES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+GUIDANCES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
 FC2_FORMATS = ("protected", "uniform", "dual_range", "dual_sqrt")
 DIVERGENCE_IMAGES, CALIBRATION_IMAGES = 500, 128
@@ -138,11 +138,15 @@ def front(bench: Bench, points: int = 10) -> list[dict[str, Any]]:
     return rows
 
 
-def at_least(bench: Bench, removed: float) -> dict[str, Any]:
+def at_least(bench: Bench, removed: float, *, guidance: float | None = None) -> dict[str, Any]:
     """The plan of least predicted divergence that removes so much, and its figures."""
     meets = [point for point in plan_front(bench.sensitivity()) if point.removed >= removed]
     point = min(meets, key=lambda p: p.predicted)
-    return {"asked": removed, "plan": point.plan.model_dump(mode="json"), **bench.measure(point.plan)}
+    return {
+        "asked": removed,
+        "plan": point.plan.model_dump(mode="json"),
+        **bench.measure(point.plan, guidance=guidance),
+    }
 
 
 def bit_table(bench: Bench) -> list[dict[str, Any]]:
@@ -174,7 +178,7 @@ def seven_layers(bench: Bench) -> list[dict[str, Any]]:
 
 
 def real_int8(bench: Bench) -> dict[str, Any]:
-    """Integer products and an eight-bit cache, as they are run."""
+    """Integer products, an eight-bit cache and an eight-bit decoder, as they are run."""
     form = LinearFormat(weight_bits=8, activation_bits=8, real=True)
-    precision: PrecisionPlan = precision_plan(bench.model, fc2=form, real=True, kv_bits=8)
+    precision: PrecisionPlan = precision_plan(bench.model, fc2=form, real=True, kv_bits=8, decoder_bits=8)
     return bench.measure(bench.empty(precision=precision))

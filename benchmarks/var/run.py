@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.var import attention, convolutions, latency, memory
+from benchmarks.var.report import write_report
 from sparing.runs.record import run_record, write_record
 
 STAGES = ["latency", "memory", "attention", "convolutions", "quality"]
@@ -23,7 +24,7 @@ STAGES = ["latency", "memory", "attention", "convolutions", "quality"]
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", nargs="?", default="all", choices=[*STAGES, "all"])
+    parser.add_argument("stage", nargs="?", default="all", choices=[*STAGES, "report", "all"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/var/results"))
     parser.add_argument("--work", type=Path, default=Path("out/var-bench"), help="keeps the figures of each variant")
     parser.add_argument("--model", default="d16")
@@ -31,8 +32,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as many as it takes")
-    parser.add_argument("--pipeline", type=Path, help="quality: a saved model; default: the one that ships")
-    parser.add_argument("--classifier", type=Path, help="quality: the judge")
+    parser.add_argument("--pipeline", default="cifar10", help="quality: a saved model; default: the one that ships")
+    parser.add_argument(
+        "--classifier", type=Path, default=Path("benchmarks/var/judge.safetensors"), help="quality: the judge"
+    )
     parser.add_argument("--data", help="quality: CIFAR-10's folder; default SPARING_DATA/cifar10")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--tiny", action="store_true")
@@ -94,9 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     if options.device != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for stage in STAGES if options.stage == "all" else [options.stage]:
+    stages = {"all": STAGES, "report": []}.get(options.stage, [options.stage])
+    for stage in stages:
         print(f"== {stage}", flush=True)
         run_stage(stage, options)
+    if options.stage in ("all", "report") and not options.tiny:
+        write_report(options.out)
     return 0
 
 

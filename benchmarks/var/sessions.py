@@ -21,8 +21,6 @@ FLOOR_REMOVED, GOAL_REMOVED = 0.852, 0.92
 
 def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """All variants of one model: results, and what the run read."""
-    if options.pipeline is None or options.classifier is None:
-        raise ArgumentError("--pipeline, --classifier: expected the folder of a model and the file of a classifier")
     root = options.data or os.environ.get("SPARING_DATA")
     if not root:
         raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
@@ -44,9 +42,11 @@ def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[s
         options.work,
     )
     results: dict[str, Any] = {"guidance": quality.guidance_sweep(bench)}
-    best = max(results["guidance"], key=lambda row: row["class_agreement"])
+    best = min(results["guidance"], key=lambda row: row["frechet"])
     results["best_guidance"] = bench.guidance = best["guidance_scale"]
+    agreeing = max(results["guidance"], key=lambda row: row["class_agreement"])["guidance_scale"]
+    results["floor"] = quality.at_least(bench, FLOOR_REMOVED)
+    results["floor_at_agreement"] = quality.at_least(bench, FLOOR_REMOVED, guidance=agreeing)
     for name in ("tau_sweep", "sharing_variants", "front", "bit_table", "seven_layers", "real_int8"):
         results[name] = getattr(quality, name)(bench)
-    results["floor"] = quality.at_least(bench, FLOOR_REMOVED)
     return results, {"name": test.name, "samples": options.samples, "features": bench.features}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_deployment", "draw_front", "draw_redundancy", "save_figure"]
+__all__ = ["draw_bars", "draw_deployment", "draw_front", "draw_redundancy", "save_figure"]
 
 _DPI = 110
 
@@ -122,6 +122,23 @@ def draw_deployment(
     memory.set(yticks=place, yticklabels=[], xlabel="MB (counted)", title="memory")
     memory.invert_yaxis()
     memory.legend()
+    return figure
+
+
+def draw_bars(values: Mapping[str, float], *, x: str, title: str) -> "Figure":
+    """Draws one number for each name.
+
+    Args:
+        values: from a name to its number, drawn from the top.
+        x: name of the numbers, with their unit.
+        title: of the figure.
+    """
+    figure, axes = _figure(1, 1, (7.5, 0.45 * len(values) + 1.4))
+    place = axes[0, 0]
+    place.barh(list(values), list(values.values()))
+    place.invert_yaxis()
+    place.set(xlabel=x, title=title)
+    place.grid(axis="x", alpha=0.3)
     return figure
 
 

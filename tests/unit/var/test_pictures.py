@@ -11,7 +11,7 @@ pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, MissingExtraError  # noqa: E402
 from sparing.var.deployment import DeviceDescription, analyze_deployment  # noqa: E402
-from sparing.var.pictures import draw_deployment, draw_front, draw_redundancy, save_figure  # noqa: E402
+from sparing.var.pictures import draw_bars, draw_deployment, draw_front, draw_redundancy, save_figure  # noqa: E402
 from sparing.var.redundancy import measure_redundancy  # noqa: E402
 
 DEVICE = DeviceDescription("a device", {"float32": 1e12, "bfloat16": 4e12, "int8": 8e12}, 1e11, 10**10)
@@ -73,6 +73,12 @@ class TestDrawing:
         save_figure(tmp_path / "a.png", draw_front({"zero": [(0, 0), (1, 1)]}, **LABELS, log_y=True))
         many = {str(i): [(i, i)] for i in range(20)}
         assert len(draw_front(many, **LABELS).axes[0].lines) == 20
+
+    def test_bars_from_the_top(self):
+        (axes,) = draw_bars({"fc1": 0.1, "fc2": 0.4}, x="divergence, nats", title="4 bits").axes
+        assert [patch.get_width() for patch in axes.patches] == [0.1, 0.4]
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["fc1", "fc2"]
+        assert axes.yaxis_inverted()
 
     @pytest.mark.parametrize("suffix", [".png", ".svg", ".SVG", ""])
     def test_the_same_bytes_each_time(self, rows, tmp_path, suffix):
