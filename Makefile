@@ -54,7 +54,7 @@ $(VENV)/.stamp-bench: $(VENV)/.stamp-demo benchmarks/hybrid/requirements.txt
 
 venv: $(VENV)/.stamp-package  ## make the environment and build the package in it (editable)
 
-demo: $(VENV)/.stamp-demo  ## build a small hybrid index and search it
+demo: $(VENV)/.stamp-demo  ## search text, draw images with less work, and write a page
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.stamp-package  ## all quick tests

@@ -1,137 +1,46 @@
-"""`make demo`: build a hybrid index over text that is on this machine, ask it questions, measure it, write a page.
+"""`make demo`: shows both systems at work on this machine, measures them, and writes a page.
 
 Everything is made in `out/`; nothing is downloaded at run time. The second run takes the encoded vectors from there.
 """
 
-import contextlib
+import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-# The model comes from an installed package: nothing may look for it, or for anything else, on the network.
+# The models come from installed packages: nothing may look for them, or for anything else, on the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from hybrid_demo.measure import TARGET_RECALL, Curve, Vectors, compare
-from hybrid_demo.page import short, write_page
-from hybrid_demo.passages import gather
-from hybrid_demo.vectors import CachedEncoder
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from frame import write_page
+from terminal import console
 
-from sparing.hybrid.text import TextIndex
-from sparing.runs.progress import Progress as Callback
 from sparing.runs.record import run_record
 
 OUT = Path(__file__).resolve().parent.parent / "out"
-NUM_DOCUMENTS, NUM_QUESTIONS = 10_000, 1_000
-QUESTIONS = (
-    "turn a dictionary into a json string",
-    "wait until a thread has finished",
-    "eigenvalues of a symmetric matrix",
-    "handler for SIGCHLD",
-    "how much free space is on the disk",
-    "compare two pieces of text and show what changed",
-)
-WAYS = {"meaning only": (1.0, 0.0), "words only": (0.0, 1.0), "hybrid": (0.5, 0.5)}
-console = Console()
 
 
-@contextlib.contextmanager
-def bars() -> Iterator[Callback]:
-    """Progress bars for library callbacks."""
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, int] = {}
-    with Progress(*columns, console=console, transient=True) as progress:
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield show
-
-
-def step(text: str) -> None:
-    """Says what is done next."""
-    console.print(f"[bold cyan]»[/] {text}")
-
-
-def show_answers(index: TextIndex) -> dict[str, dict[str, list]]:
-    """Asks the questions in three ways and shows the answers side by side."""
-    answers = {q: {name: index.search(q, k=3, weights=w) for name, w in WAYS.items()} for q in QUESTIONS}
-    for question, ways in answers.items():
-        table = Table(title=Text(f"“{question}”", style="bold"), title_justify="left", show_lines=True, expand=True)
-        for name in ways:
-            table.add_column(name, ratio=1, overflow="fold", style="on grey11" if name == "hybrid" else None)
-        for row in zip(*ways.values(), strict=True):
-            table.add_row(*(Text.assemble((hit.key, "cyan"), "\n", (short(hit)[:90], "dim")) for hit in row))
-        console.print(table)
-    return answers
-
-
-def show_curves(ours: Curve, naive: Curve, exact_per_s: float) -> None:
-    """Shows recall and speed over the grid of beams."""
-    table = Table(title="1 thread, k = 10, against the exact hybrid top 10", title_justify="left")
-    for name in ("beam", "recall", "questions a second", "naive: recall", "naive: questions a second"):
-        table.add_column(name, justify="right")
-    for a, b in zip(ours.points, naive.points, strict=True):
-        numbers = f"{a.recall:.3f}", f"{a.queries_per_s:,.0f}", f"{b.recall:.3f}", f"{b.queries_per_s:,.0f}"
-        table.add_row(str(a.beam), *numbers)
-    console.print(table)
-    console.print(f"exact search of everything: {exact_per_s:,.0f} questions a second")
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the demo."""
-    begin = time.perf_counter()
-    step("reading docstrings of Python and of installed packages")
-    corpus = gather(NUM_DOCUMENTS, NUM_QUESTIONS)
-    console.print(f"  {len(corpus.documents):,} passages, {len(corpus.questions):,} further ones become questions")
-    step("encoding (MiniLM and BM25) and building one graph")
-    encoder = CachedEncoder(OUT / "demo-vectors")
-    with bars() as progress:
-        index = TextIndex.build(corpus.documents, OUT / "demo-index", dense=encoder, sparse="bm25", progress=progress)
-    info = index.info
-    console.print(
-        f"  alignment: one unit of BM25 counts {info.alignment.scale:.4f} (spread of random pairs' scores: dense "
-        f"{info.alignment.dense_spread:.3f}, sparse {info.alignment.sparse_spread:.3f})"
-    )
-    step("asking questions")
-    answers = show_answers(index)
-    step(f"measuring recall and speed on {len(corpus.questions):,} questions, beside the naive setting")
-    sparse = index.contents.encoders.sparse
-    texts = [document.text for document in corpus.documents]
-    vectors = Vectors(
-        encoder.encode_documents(texts),
-        sparse.encode_documents(texts),
-        encoder.cached_queries(corpus.questions),
-        sparse.encode_queries(corpus.questions),
-    )
-    with bars() as progress:
-        ours, naive, exact_per_s = compare(vectors, progress)
-    show_curves(ours, naive, exact_per_s)
-    speed, naive_speed = (curve.queries_per_s_at(TARGET_RECALL) for curve in (ours, naive))
-    ratio = f"{speed / naive_speed:.1f}x" if speed and naive_speed else "not reached"
-    default = min(ours.points, key=lambda point: abs(point.beam - index.hybrid.config.beam))
-    cards = {
-        "passages": f"{len(index):,}",
-        f"of the exact top 10 found at the default beam ({default.beam})": f"{default.recall:.1%}",
-        f"questions a second at recall {TARGET_RECALL}": f"{speed:,.0f}" if speed else "not reached",
-        "the speed of the naive single graph at that recall": ratio,
-        "alignment: one unit of BM25 counts": f"{info.alignment.scale:.4f}",
-        "bytes a passage, beside the vectors": f"{info.index.index_bytes_per_item:,.0f}",
-    }
-    record = run_record(command="make demo", seed=0, threads=1, data="docstrings of installed packages")
-    write_page(
-        OUT / "demo.html", cards=cards, answers=answers, curves=(ours, naive), exact_per_s=exact_per_s, record=record
-    )
-    index.close()
-    seconds = time.perf_counter() - begin
-    console.print(f"[bold green]done[/] in {seconds:.0f} s: {ratio} the naive speed at recall {TARGET_RECALL}")
+    parser = argparse.ArgumentParser(description="Shows both systems at work on this machine.")
+    parser.add_argument("--only", choices=("hybrid", "var"), help="one system (default: both)")
+    parser.add_argument("--model", default="cifar10", metavar="DIR", help="draw with this saved VARPipeline instead")
+    chosen = parser.parse_args(arguments)
+    begin, sections = time.perf_counter(), []
+    OUT.mkdir(exist_ok=True)
+    if chosen.only != "var":
+        from hybrid_demo.run import run as run_hybrid
+
+        sections.append(run_hybrid(OUT))
+    if chosen.only != "hybrid":
+        from var_demo.run import run as run_var
+
+        sections.append(run_var(chosen.model))
+    command = "make demo" if chosen.only is None else f"python examples/demo.py --only {chosen.only}"
+    record = run_record(command=command, seed=0, threads=1, data="installed packages")
+    write_page(OUT / "demo.html", sections, record)
+    console.print(f"[bold green]done[/] in {time.perf_counter() - begin:.0f} s")
     console.print("open [bold]out/demo.html[/] in a browser")
 
 

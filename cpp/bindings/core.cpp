@@ -192,10 +192,12 @@ void attend_arrays(const Heads<const Bits16> &q, const Heads<const Bits16> &k, c
     attend(task, level, num_threads);
 }
 
-using RealRows = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using RealRows = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using MutableRealRows = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using MutableBytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-bool is_half(const RealRows &array) {
+template <class Rows>
+bool is_half(const Rows &array) {
     if (array.dtype() != nb::dtype<float>() && array.dtype() != nb::dtype<Bits16>())
         throw Error(ErrorKind::Argument, "expected float32, or bfloat16 as uint16");
     return array.dtype() == nb::dtype<Bits16>();
@@ -222,7 +224,7 @@ void quantize_rows_arrays(const RealRows &x, const MutableBytes &codes,
 }
 
 void finish_rows_arrays(const Array2<float> &sums, const Array1<float> &steps, const std::optional<Array1<float>> &bias,
-                        bool gelu, const RealRows &out, const std::string &level, int num_threads) {
+                        bool gelu, const MutableRealRows &out, const std::string &level, int num_threads) {
     expect(out.shape(0) == sums.shape(0) && out.shape(1) == sums.shape(1) && steps.shape(0) == sums.shape(0) &&
                (!bias || bias->shape(0) == sums.shape(1)),
            "steps, bias, out: expected the rows, the columns and the shape of sums");
@@ -268,17 +270,19 @@ NB_MODULE(_core, m) {
         }
     });
 
+    // What is filled is never converted: the results would be lost in a copy.
     m.def("available_attention", &available_attention, "Levels of windowed attention, slowest first.");
-    m.def("attend", &attend_arrays, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("segments"),
-          nb::arg("widths"), nb::arg("sink"), nb::arg("scale"), nb::arg("level"), nb::arg("num_threads"),
-          "Windowed attention of bfloat16 bits into `out`.");
+    m.def("attend", &attend_arrays, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out").noconvert(),
+          nb::arg("segments"), nb::arg("widths"), nb::arg("sink"), nb::arg("scale"), nb::arg("level"),
+          nb::arg("num_threads"), "Windowed attention of bfloat16 bits into `out`.");
     m.def("available_int8", &available_int8, "Levels of rounding to bytes, slowest first.");
-    m.def("quantize_rows", &quantize_rows_arrays, nb::arg("x"), nb::arg("codes"), nb::arg("steps"), nb::arg("level"),
-          nb::arg("num_threads"), "Codes around 128 and a step for each row, of float32 or of bfloat16 bits.");
+    m.def("quantize_rows", &quantize_rows_arrays, nb::arg("x"), nb::arg("codes").noconvert(),
+          nb::arg("steps").noconvert(), nb::arg("level"), nb::arg("num_threads"),
+          "Codes around 128 and a step for each row, of float32 or of bfloat16 bits.");
     m.def("finish_rows", &finish_rows_arrays, nb::arg("sums"), nb::arg("steps"), nb::arg("bias").none(),
-          nb::arg("gelu"), nb::arg("out"), nb::arg("level"), nb::arg("num_threads"),
+          nb::arg("gelu"), nb::arg("out").noconvert(), nb::arg("level"), nb::arg("num_threads"),
           "Sums times each row's step, plus the bias, through GELU if wanted, into `out`.");
-    m.def("quantize_image", &quantize_image_arrays, nb::arg("x"), nb::arg("codes"), nb::arg("groups"),
+    m.def("quantize_image", &quantize_image_arrays, nb::arg("x"), nb::arg("codes").noconvert(), nb::arg("groups"),
           nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("eps"), nb::arg("silu"), nb::arg("level"),
           nb::arg("num_threads"),
           "Codes, step and zero point of one image (pixels, channels), after group norm and SiLU if wanted.");

@@ -29,7 +29,7 @@ bool has(const std::string &level) {
     if (level == "portable") return true;
 #if defined(SPARING_X86)
     __builtin_cpu_init();
-    if (level == "avx2") return __builtin_cpu_supports("avx2");
+    if (level == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (level == "avx512")
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -62,31 +62,27 @@ void in_stretches(size_t count, size_t stretch, size_t width, int threads, Body 
 /// Factors a and b of every channel, norm(x) = a·x + b.
 void normalise(const ImageTask &task, const Kernels &level, int threads, std::vector<float> &a, std::vector<float> &b) {
     const size_t channels = task.channels, stretches = (task.pixels + kStretch - 1) / kStretch;
-    std::vector<float> pivot(channels);
-    widen(task.x, 0, channels, pivot.data());
     std::vector<Moments> parts(stretches * channels);
-    in_stretches(task.pixels, kStretch, 3 * channels, threads, [&](size_t i, size_t begin, size_t end, float *scratch) {
-        level.moments(task, pivot.data(), begin, end, scratch, parts.data() + i * channels);
+    in_stretches(task.pixels, kStretch, 4 * channels, threads, [&](size_t i, size_t begin, size_t end, float *scratch) {
+        level.moments(task, begin, end, scratch, parts.data() + i * channels);
     });
-    const auto pixels = static_cast<double>(task.pixels);
     const size_t size = channels / task.groups;
+    const double count = static_cast<double>(task.pixels) * static_cast<double>(size);
     for (size_t group = 0; group < task.groups; ++group) {
-        std::vector<double> means(size);
-        double mean = 0, squares = 0;
-        for (size_t j = 0; j < size; ++j) {
-            const size_t c = group * size + j;
-            Moments all;
+        const auto over_parts = [&](auto &&term) {
+            double total = 0;
             for (size_t i = 0; i < stretches; ++i) {
-                all.sum += parts[i * channels + c].sum;
-                all.square += parts[i * channels + c].square;
+                const auto pixels = static_cast<double>(std::min(kStretch, task.pixels - i * kStretch));
+                for (size_t c = group * size; c < (group + 1) * size; ++c)
+                    total += term(parts[i * channels + c], pixels);
             }
-            means[j] = double{pivot[c]} + all.sum / pixels;
-            mean += means[j] / static_cast<double>(size);
-            squares += all.square - all.sum * all.sum / pixels;
-        }
-        for (const double m : means) squares += pixels * (m - mean) * (m - mean);
-        const double variance = std::max(squares, 0.0) / (pixels * static_cast<double>(size));
-        const double inverse = 1 / std::sqrt(variance + double{task.eps});
+            return total / count;
+        };
+        const double mean = over_parts([](const Moments &part, double pixels) { return pixels * part.mean; });
+        const double variance = over_parts([mean](const Moments &part, double pixels) {
+            return part.squares + pixels * (part.mean - mean) * (part.mean - mean);
+        });
+        const double inverse = 1 / std::sqrt(std::max(variance, 0.0) + double{task.eps});
         for (size_t c = group * size; c < (group + 1) * size; ++c) {
             a[c] = static_cast<float>(inverse * double{task.weight[c]});
             b[c] = static_cast<float>(double{task.bias[c]} - mean * inverse * double{task.weight[c]});

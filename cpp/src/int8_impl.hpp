@@ -18,16 +18,16 @@ struct Extremes {
     float least = 0, largest = 0, poison = 0;
 };
 
-/// Sums over pixels of x − pivot and of its square, for each channel.
+/// Mean over a stretch's pixels, and sum of squared distances from it, for each channel.
 struct Moments {
-    double sum = 0, square = 0;
+    double mean = 0, squares = 0;
 };
 
 /// What a level does to a stretch of the work.
 struct Kernels {
     void (*round_rows)(const RowsTask &, size_t begin, size_t end, float *scratch);
     void (*finish)(const FinishTask &, size_t begin, size_t end, float *scratch);
-    void (*moments)(const ImageTask &, const float *pivot, size_t begin, size_t end, float *scratch, Moments *);
+    void (*moments)(const ImageTask &, size_t begin, size_t end, float *scratch, Moments *);
     Extremes (*extremes)(const ImageTask &, const float *a, const float *b, size_t begin, size_t end, float *scratch);
     void (*round_image)(const ImageTask &, const float *a, const float *b, ByteRange range, size_t begin, size_t end,
                         float *scratch);
@@ -43,10 +43,12 @@ inline void add(Extremes &all, const Extremes &other) {
 
 inline float rounded(float x) { return (x + kMagic) - kMagic; }
 
-/// e^x within one part in 10^5 for x in [−87, 87]; beyond, the value at the end. No comparisons, which GCC would turn
-/// into branches around what follows.
+/// e^x within one part in 10^5 for x in [−87, 87]; beyond, the value at the end. Clamped by its bits: GCC would turn a
+/// comparison of floats into branches around what follows. Not a number counts as beyond.
 inline float exp_of(float x) {
-    x = 0.5F * (std::fabs(x + 87.0F) - std::fabs(x - 87.0F));
+    const auto bits = std::bit_cast<int32_t>(x);
+    const int32_t magnitude = std::min(bits & std::numeric_limits<int32_t>::max(), std::bit_cast<int32_t>(87.0F));
+    x = std::bit_cast<float>(magnitude | (bits & std::numeric_limits<int32_t>::min()));
     const float t = x * 1.44269504F;
     const float shifted = t + kMagic;
     const float rest = t - (shifted - kMagic);
@@ -139,10 +141,12 @@ void finish(const FinishTask &task, size_t begin, size_t end, float *scratch) {
     }
 }
 
-/// scratch: 3 · channels.
-void moments(const ImageTask &task, const float *pivot, size_t begin, size_t end, float *scratch, Moments *out) {
+/// scratch: 4 · channels. Distances from the stretch's first pixel keep the digits of a small spread about a large
+/// mean.
+void moments(const ImageTask &task, size_t begin, size_t end, float *scratch, Moments *out) {
     const size_t channels = task.channels;
-    float *x = scratch, *sum = scratch + channels, *square = scratch + 2 * channels;
+    float *x = scratch, *pivot = x + channels, *sum = pivot + channels, *square = sum + channels;
+    widen(task.x, begin * channels, channels, pivot);
     std::fill_n(sum, 2 * channels, 0.0F);
     for (size_t pixel = begin; pixel < end; ++pixel) {
         widen(task.x, pixel * channels, channels, x);
@@ -152,7 +156,11 @@ void moments(const ImageTask &task, const float *pivot, size_t begin, size_t end
             square[c] += d * d;
         }
     }
-    for (size_t c = 0; c < channels; ++c) out[c] = {sum[c], square[c]};
+    const auto pixels = static_cast<double>(end - begin);
+    for (size_t c = 0; c < channels; ++c) {
+        const double total = sum[c], mean = total / pixels;
+        out[c] = {double{pivot[c]} + mean, double{square[c]} - total * mean};
+    }
 }
 
 inline void activated(const ImageTask &task, const float *a, const float *b, size_t pixel, float *y) {

@@ -1,16 +1,13 @@
-"""One self-contained page: the questions and their answers, and recall against speed."""
+"""The page's section on hybrid retrieval: the questions and their answers, and recall against speed."""
 
-import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+
+from frame import Section, cards, data_url, table, text
 
 from hybrid_demo.measure import TARGET_RECALL, Curve
 from sparing.hybrid.text_search import Hit
 
-STYLE = Path(__file__).with_suffix(".css")
 ANSWER_CHARS = 150
 
 
@@ -41,90 +38,61 @@ def picture(curves: Sequence[Curve], exact_per_s: float) -> str:
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    return data_url("image/svg+xml", out.getvalue())
 
 
-def write_page(
-    path: Path,
-    *,
-    cards: Mapping[str, str],
+def section(
+    numbers: Mapping[str, str],
     answers: Mapping[str, Mapping[str, Sequence[Hit]]],
     curves: Sequence[Curve],
     exact_per_s: float,
-    record: Mapping[str, Any],
-) -> None:
-    """Writes the page.
+) -> Section:
+    """Makes the section.
 
     Args:
-        path: the file.
-        cards: number -> what it is.
+        numbers: what it is -> number.
         answers: question -> way of searching -> hits.
         curves: the index and the naive one.
         exact_per_s: questions a second of exact search.
-        record: what ran where.
     """
-    number_cards = "".join(
-        f"<div class='card'><b>{_text(b)}</b><span>{_text(t)}</span></div>" for t, b in cards.items()
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()) if name in _SHOWN)
-    path.write_text(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>sparing: hybrid retrieval</title><style>{STYLE.read_text(encoding="utf-8")}</style></head><body><main>
-<h1>Hybrid retrieval, one graph</h1>
+    return Section(
+        "Hybrid retrieval, one graph",
+        f"""
 <p>The docstrings of Python and of installed packages, searched by meaning (MiniLM vectors) and by words (BM25) at once.
 All numbers were measured on this machine, in this run.</p>
-<div class="cards">{number_cards}</div>
+{cards(numbers)}
 <h2>Recall against speed</h2>
 <figure><img alt="Recall against questions a second" src="{picture(curves, exact_per_s)}">
 <figcaption>Up and to the right is better. Each point is one beam width; median of the repeats, encoding not included.
 Naive: the same graph code with float32 vectors, all terms and no stages.</figcaption></figure>
 <h2>The same numbers</h2>{_curve_table(curves)}
 <h2>Questions and answers</h2>{"".join(_question(q, ways) for q, ways in answers.items())}
-<footer>{_text(" · ".join([*_machine(record), versions]))}</footer>
-</main></body></html>
 """,
-        encoding="utf-8",
     )
-
-
-def _machine(record: Mapping[str, Any]) -> list[str]:
-    machine = record["machine"]
-    facts = f"{machine['cpu']}, {machine['usable_cores']} cores, load {machine['load_1min']} at the end", machine["os"]
-    return [*facts, f"seed {record['seed']}", record["time_utc"], record["command"]]
-
-
-_SHOWN = {"numpy", "python", "scipy", "sparing", "torch", "sentence-transformers", "bm25s"}
 
 
 def _curve_table(curves: Sequence[Curve]) -> str:
-    head = "".join(f"<th>{_text(curve.name)}: recall</th><th>a second</th>" for curve in curves)
-    rows = "".join(
-        f"<tr><td>{points[0].beam}</td>"
-        + "".join(f"<td>{p.recall:.3f}</td><td>{p.queries_per_s:,.0f}</td>" for p in points)
-        + "</tr>"
+    head = ["beam", *(name for curve in curves for name in (f"{curve.name}: recall", "a second"))]
+    rows = (
+        [str(points[0].beam), *(cell for p in points for cell in (f"{p.recall:.3f}", f"{p.queries_per_s:,.0f}"))]
         for points in zip(*(curve.points for curve in curves), strict=True)
     )
-    return f"<figure><table><tr><th>beam</th>{head}</tr>{rows}</table></figure>"
+    return table(head, rows)
 
 
 def _question(question: str, ways: Mapping[str, Sequence[Hit]]) -> str:
     columns = "".join(
-        f"<div class='{'hybrid' if name == 'hybrid' else 'part'}'><h4>{_text(name)}</h4><ol>"
+        f"<div class='{'hybrid' if name == 'hybrid' else 'part'}'><h4>{text(name)}</h4><ol>"
         + "".join(
-            f"<li><code>{_text(hit.key)}</code> {hit.score:.2f}<small>{_text(short(hit))}</small></li>" for hit in hits
+            f"<li><code>{text(hit.key)}</code> {hit.score:.2f}<small>{text(short(hit))}</small></li>" for hit in hits
         )
         + "</ol></div>"
         for name, hits in ways.items()
     )
-    return f"<div class='question'><h3>{_text(question)}</h3><div class='columns'>{columns}</div></div>"
+    return f"<div class='question'><h3>{text(question)}</h3><div class='columns'>{columns}</div></div>"
 
 
 def short(hit: Hit) -> str:
     """The first words of an answer, without the name that it starts with."""
-    text = " ".join(hit.text.split("\n", 1)[-1].split())
-    return text if len(text) <= ANSWER_CHARS else text[:ANSWER_CHARS].rsplit(" ", 1)[0] + " ..."
-
-
-def _text(value: str) -> str:
-    return html.escape(value)
+    words = " ".join(hit.text.split("\n", 1)[-1].split())
+    return words if len(words) <= ANSWER_CHARS else words[:ANSWER_CHARS].rsplit(" ", 1)[0] + " ..."

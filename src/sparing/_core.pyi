@@ -26,6 +26,48 @@ def attend(
 ) -> None:
     """Windowed attention of bfloat16 bits into `out`."""
 
+def available_int8() -> list[str]:
+    """Levels of rounding to bytes, slowest first."""
+
+def quantize_rows(
+    x: Annotated[NDArray, dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu")],
+    steps: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu")],
+    level: str,
+    num_threads: int,
+) -> None:
+    """
+    Codes around 128 and a step for each row, of float32 or of bfloat16 bits.
+    """
+
+def finish_rows(
+    sums: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    steps: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)] | None,
+    gelu: bool,
+    out: Annotated[NDArray, dict(shape=(None, None), order="C", device="cpu")],
+    level: str,
+    num_threads: int,
+) -> None:
+    """
+    Sums times each row's step, plus the bias, through GELU if wanted, into `out`.
+    """
+
+def quantize_image(
+    x: Annotated[NDArray, dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu")],
+    groups: int,
+    weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)] | None,
+    bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)] | None,
+    eps: float,
+    silu: bool,
+    level: str,
+    num_threads: int,
+) -> tuple[float, int]:
+    """
+    Codes, step and zero point of one image (pixels, channels), after group norm and SiLU if wanted.
+    """
+
 class DenseCode(enum.Enum):
     INT4 = 0
 

@@ -149,6 +149,7 @@ def plan_summary(plan: "CompressionPlan") -> dict[str, Any]:
             "linears": dict(sorted(forms.items())),
             "kv_bits": plan.precision.kv_bits,
             "attention_bits": plan.precision.attention_bits,
+            "decoder_bits": plan.precision.decoder_bits,
         }
     return {
         "attention_removed": cost.removed,

@@ -7,7 +7,7 @@ from sparing.cli.render import print_pairs
 __all__ = ["print_change", "print_model", "print_plan", "print_quality", "print_training"]
 
 _MILLION = 1e6
-_BITS = {"kv_bits": "keys and values", "attention_bits": "attention"}
+_BITS = {"kv_bits": "keys and values", "attention_bits": "attention", "decoder_bits": "image decoder"}
 
 
 def print_model(found: dict[str, Any]) -> None:

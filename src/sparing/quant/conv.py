@@ -139,13 +139,13 @@ class Int8Conv2d(Int8Layer):
             raise DtypeError(f"input: expected a floating dtype, got {input.dtype}")
         is_native = self._is_native(input.device.type)
         dtype = self.dtype or input.dtype
+        if not len(input):
+            return self._plain(input.to(torch.uint8), 1.0, 0, dtype)
         images = []
         for image in input.split(1):
             codes, step, zero_point = quantize_image(image, norm=norm, silu=silu)
             convolve = self._native if is_native else self._plain
             images.append(convolve(codes, step, zero_point, dtype))
-        if not images:
-            return self._plain(input.to(torch.uint8), 1.0, 0, dtype)
         return images[0] if len(images) == 1 else torch.cat(images)
 
     def extra_repr(self) -> str:

@@ -77,5 +77,8 @@ def sample_tokens(logits: Tensor, settings: SamplingSettings, generator: torch.G
         # The codes before each hold less than p: then it belongs to the smallest set that holds p. The first always.
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= settings.top_p, 0)
-    drawn = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
-    return codes.flatten(0, 1).gather(1, drawn).view(logits.shape[:2])
+    # A race: the code with the least E/p wins, E of the exponential distribution. The random number belongs to the code,
+    # not to its rank: a model that scores nearly the same draws mostly the same codes from the same seed.
+    chance = torch.rand(logits.shape, generator=generator, device=logits.device).gather(-1, codes)
+    winner = (probabilities / chance.log_().neg_()).argmax(-1, keepdim=True)
+    return codes.gather(-1, winner).squeeze(-1)

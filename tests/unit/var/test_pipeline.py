@@ -204,7 +204,9 @@ def test_saving_in_eight_bits(pipe, tiny, tmp_path):
     again = VARPipeline.from_pretrained(tmp_path / "c")
     assert again.plan == found.plan
     assert_same(drawn(again), drawn(found))
-    assert saved_file(tmp_path / "c", "transformer").read_bytes() == saved_file(tmp_path / "b", "transformer").read_bytes()
+    assert (
+        saved_file(tmp_path / "c", "transformer").read_bytes() == saved_file(tmp_path / "b", "transformer").read_bytes()
+    )
 
 
 def test_saving_over_another_model_leaves_nothing_of_it(pipe, tiny, tmp_path):
