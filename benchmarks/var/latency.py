@@ -18,9 +18,9 @@ from benchmarks.var.models import random_pipeline
 from benchmarks.var.published import PublishedSampler
 from sparing.var.config import LINEAR_KINDS
 from sparing.var.cost import attention_cost
-from sparing.var.formats import precision_plan
+from sparing.var.formats import int8_precision
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
-from sparing.var.plan import CompressionPlan, LinearFormat, SharingPlan
+from sparing.var.plan import CompressionPlan, SharingPlan
 
 SETTINGS = {"guidance_scale": 1.5, "top_k": 900, "top_p": 0.96}
 Draw = Callable[[torch.Tensor], object]
@@ -53,12 +53,13 @@ def published(pipe: VARPipeline, autocast: torch.dtype | None) -> Draw:
 def int8_plan(pipe: VARPipeline, *, shared: bool) -> CompressionPlan:
     """Integer products everywhere; with `shared`, the output shared in the later half of the scales."""
     config = pipe.transformer.config
-    form = LinearFormat(weight_bits=8, activation_bits=8, real=True)
+    # An 8-bit cache saves memory, not time.
+    precision = int8_precision(config, kinds=LINEAR_KINDS[1:]).model_copy(update={"kv_bits": None})
     from_scale = len(config.patch_nums) // 2
     return CompressionPlan(
         model=config,
         weights=weights_fingerprint(pipe.transformer),
-        precision=precision_plan(config, fc2=form, kinds=LINEAR_KINDS[1:], real=True, decoder_bits=8),
+        precision=precision,
         sharing=SharingPlan(variant="output", first_scale=(from_scale,) * config.depth) if shared else None,
     )
 

@@ -21,9 +21,9 @@ from sparing.var.calibrate import FrontPoint, plan_front, uniform_plan
 from sparing.var.config import LINEAR_KINDS
 from sparing.var.cost import attention_cost, model_cost
 from sparing.var.divergence import CalibrationConfig, divergence
-from sparing.var.formats import precision_plan
+from sparing.var.formats import int8_precision, precision_plan
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
-from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
+from sparing.var.plan import CompressionPlan, LinearFormat
 from sparing.var.quality import cross_entropy, draw_samples, measure_quality
 from sparing.var.sensitivity import Sensitivity, measure_sensitivity
 from sparing.vision import ImageDataset, SavedClassifier, penultimate_features, predict
@@ -179,6 +179,4 @@ def seven_layers(bench: Bench) -> list[dict[str, Any]]:
 
 def real_int8(bench: Bench) -> dict[str, Any]:
     """Integer products, an eight-bit cache and an eight-bit decoder, as they are run."""
-    form = LinearFormat(weight_bits=8, activation_bits=8, real=True)
-    precision: PrecisionPlan = precision_plan(bench.model, fc2=form, real=True, kv_bits=8, decoder_bits=8)
-    return bench.measure(bench.empty(precision=precision))
+    return bench.measure(bench.empty(precision=int8_precision(bench.model)))

@@ -36,6 +36,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("folder", metavar="DIR", help="a saved model, or hf://OWNER/NAME")
     parser.add_argument("--plan", required=True, metavar="plan.json", help="from sparing var calibrate")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; a model in it is replaced")
+    parser.add_argument(
+        "--weight-bits", type=int, choices=(8,), help="of the saved file; for a model that was loaded from such a one"
+    )
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +55,9 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maps", choices=("union", "average"), default="average", help="of the images' attention")
     parser.add_argument("--guidance", type=float, default=1.5, metavar="X", help="strength of guidance (default: 1.5)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of drawing and of picking (default: 0)")
+    parser.add_argument(
+        "--int8", action="store_true", help="linear layers, cache and decoder in 8 bits, with integer products"
+    )
     parser.add_argument("--front", metavar="front.json", help="also write all plans worth having, as JSON and as PNG")
     parser.add_argument("--cache", metavar="DIR", help="keep what was measured there, for another budget")
     run_options(parser)
@@ -63,7 +69,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             raise ArgumentError(f"--out, --front: the folder {str(Path(name).parent)!r} does not exist")
     if arguments.front is not None:
         check_front(arguments.front)
-    from sparing.var import ComputeBudget, QualityBudget, calibrate, load_sensitivity
+    from sparing.var import ComputeBudget, QualityBudget, calibrate, int8_precision, load_sensitivity
 
     config, budget = _config(arguments), QualityBudget()
     if arguments.max_divergence is not None:
@@ -73,6 +79,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         pipe = open_pipeline(arguments)
         # Formats of numbers that are in force stay: what they cost counts against the budget too.
         precision = None if pipe.plan is None else pipe.plan.precision
+        if arguments.int8:
+            precision = int8_precision(pipe.transformer.config)
         data = None
         if arguments.data is not None:
             size = pipe.tokenizer.config.image_size
@@ -172,7 +180,7 @@ def _compress(arguments: argparse.Namespace) -> None:
     pipe = VARPipeline.from_pretrained(arguments.folder)
     before = _costs(pipe)
     apply_(pipe, plan)
-    pipe.save_pretrained(out)
+    pipe.save_pretrained(out, weight_bits=arguments.weight_bits)
     answer = {"folder": arguments.out, "before": before, "after": _costs(pipe), "plan": plan_summary(plan)}
     if arguments.json:
         render.print_json(answer)

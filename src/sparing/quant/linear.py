@@ -162,7 +162,7 @@ class Int8Linear(Int8Layer):
         """What printing shows in the brackets."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"dtype={self.dtype}, kernel={self.kernel!r}"
+            f"gelu={self.gelu}, dtype={self.dtype}, kernel={self.kernel!r}"
         )
 
     def _choose(self, device_type: str) -> Kernel:

@@ -94,8 +94,8 @@ class Int8Layer(nn.Module):
         return packed
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles carry plain codes: the packed form belongs to this machine. A shallow copy has buffers of its
-        # own, because packing takes the codes out of them.
+        # Copies and pickles carry plain codes: the packed form belongs to this machine. A shallow copy has buffers of
+        # its own, because packing takes the codes out of them.
         self.unpack_()
         return self.__dict__ | {"_buffers": self._buffers.copy()}
 

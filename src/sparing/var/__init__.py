@@ -40,6 +40,7 @@ from sparing.var.config import (
 from sparing.var.cost import AttentionCost, ModelCost, attention_cost, model_cost, shared_removal
 from sparing.var.divergence import CalibrationConfig, divergence
 from sparing.var.engine import Engine
+from sparing.var.formats import int8_precision, precision_plan
 from sparing.var.grid import difference_grid, image_grid, save_png
 from sparing.var.layout import cached_tokens, load_tokenizer, save_tokenizer
 from sparing.var.pipeline import VAROutput, VARPipeline
@@ -109,6 +110,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "encode_dataset",
     "frechet_distance",
     "image_grid",
+    "int8_precision",
     "load_plan",
     "load_sensitivity",
     "load_tokenizer",
@@ -116,6 +118,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "measure_sensitivity",
     "model_cost",
     "plan_front",
+    "precision_plan",
     "precision_recall",
     "read_state",
     "released_config",

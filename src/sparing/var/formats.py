@@ -13,7 +13,7 @@ from sparing.quant import FakeQuantLinear, Int8Linear, QuantSpec, fake_quantize
 from sparing.var.config import LINEAR_KINDS, VARConfig, linear_names, validated
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
 
-__all__ = ["attention_rounding", "make_linear", "precision_plan"]
+__all__ = ["attention_rounding", "int8_precision", "make_linear", "precision_plan"]
 
 _MSE_UP_TO = 4
 """Weights of so few bits are clipped where the squared error is least, instead of at their largest."""
@@ -59,6 +59,17 @@ def precision_plan(
         linears |= dict.fromkeys(linear_names(config, ("fc2",)), fc2)
     others = {"kv_bits": kv_bits, "attention_bits": attention_bits, "decoder_bits": decoder_bits}
     return validated(PrecisionPlan, {"linears": linears, **others})
+
+
+def int8_precision(config: VARConfig, *, kinds: Iterable[str] = LINEAR_KINDS) -> PrecisionPlan:
+    """Makes the plan with all that runs in real integers: linear layers, keys and values, and the decoder.
+
+    Args:
+        config: the model.
+        kinds: linear layers that are rounded.
+    """
+    form = LinearFormat(weight_bits=8, activation_bits=8, real=True)
+    return precision_plan(config, fc2=form, kinds=kinds, real=True, kv_bits=8, decoder_bits=8)
 
 
 def make_linear(

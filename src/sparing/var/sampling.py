@@ -77,8 +77,8 @@ def sample_tokens(logits: Tensor, settings: SamplingSettings, generator: torch.G
         # The codes before each hold less than p: then it belongs to the smallest set that holds p. The first always.
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= settings.top_p, 0)
-    # A race: the code with the least E/p wins, E of the exponential distribution. Random numbers belong to codes, not to
-    # ranks: a model that scores nearly the same draws mostly the same codes from the same seed.
+    # A race: the code with the least E/p wins, E of the exponential distribution. Random numbers belong to codes, not
+    # to ranks: a model that scores nearly the same draws mostly the same codes from the same seed.
     chance = torch.rand(logits.shape, generator=generator, device=logits.device).gather(-1, codes)
     winner = (probabilities / chance.log_().neg_()).argmax(-1, keepdim=True)
     return codes.gather(-1, winner).squeeze(-1)

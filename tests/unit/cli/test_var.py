@@ -303,6 +303,40 @@ def test_calibrate_and_compress(capsys, pipeline, images, tmp_path):
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
 
 
+def test_integers_and_small_files(capsys, pipeline, tmp_path):
+    from sparing.var import VARPipeline
+
+    packed, plan, small = (tmp_path / name for name in ("packed", "plan.json", "small"))
+    VARPipeline.from_pretrained(pipeline).save_pretrained(packed, weight_bits=8)
+    answer = run_json(
+        capsys, "calibrate", packed, "--out", plan, "--num-images", 4, "--taus", "none", "--int8", "--max-divergence", 5
+    )
+    precision = answer["plan"]["precision"]
+    assert set(precision["linears"]) == {"W8A8"}
+    assert (precision["kv_bits"], precision["decoder_bits"]) == (8, 8)
+    run_json(capsys, "compress", packed, "--plan", plan, "--out", small, "--weight-bits", 8)
+    weights = [file.name for file in sorted(small.glob("*.safetensors"))]
+    assert weights == [file.name for file in sorted(packed.glob("*.safetensors"))]
+    run_json(capsys, "sample", small, "--num", 1, "--out", tmp_path / "a.png")
+
+
+def test_the_numbers_of_a_plan_are_shown(capsys, pipeline, tmp_path):
+    from sparing.var import CompressionPlan, PrecisionPlan, VARPipeline
+    from sparing.var.pipeline import weights_fingerprint
+
+    model = VARPipeline.from_pretrained(pipeline).transformer
+    precision = PrecisionPlan(kv_bits=8, attention_bits=6, decoder_bits=8)
+    plan = CompressionPlan(model=model.config, weights=weights_fingerprint(model), precision=precision)
+    plan.save(tmp_path / "plan.json")
+    run_json(capsys, "compress", pipeline, "--plan", tmp_path / "plan.json", "--out", tmp_path / "small")
+    found = run_json(capsys, "info", tmp_path / "small")["plan"]["precision"]
+    assert found == {"linears": {}, "kv_bits": 8, "attention_bits": 6, "decoder_bits": 8}
+    shown = run_text(capsys, "info", tmp_path / "small")
+    assert "keys and values 8 bits, attention 6 bits, image decoder 8 bits" in shown
+    run_json(capsys, "sample", tmp_path / "small", "--classes", "red", "--out", tmp_path / "a.png")
+    assert run_json(capsys, "analyze", tmp_path / "small")
+
+
 def test_calibrate_within_a_divergence(capsys, pipeline, tmp_path):
     pytest.importorskip("matplotlib", reason="needs sparing[plot]")
     options = ["--num-images", 4, "--taus", "0.9,0.6", "--maps", "union", "--sharing", "map", "--guidance", 2]

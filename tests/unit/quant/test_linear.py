@@ -22,6 +22,7 @@ from sparing.quant import (  # noqa: E402
     integer_matmul,
     quantize,
 )
+from sparing.quant import linear as linear_module  # noqa: E402
 from sparing.quant.kernels import pack_weight, unpack_weight  # noqa: E402
 
 KERNELS = available_kernels()
@@ -136,6 +137,51 @@ def test_all_kernels_agree_bit_for_bit_and_with_the_float_layer():
     torch.testing.assert_close(back.weight, fake_quantize(float_layer.weight, CHANNEL).clone(), check_stride=False)
     assert torch.equal(back.bias, float_layer.bias)
     assert back(x).requires_grad
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gelu_is_that_of_the_output_in_float32(kernel, dtype):
+    x = 8 * normal(3, 11, 96)
+    wide = Int8Linear.from_linear(linear(), dtype=torch.float32, kernel=kernel)(x)
+    layer = Int8Linear.from_linear(linear(), gelu=True, dtype=dtype, kernel=kernel)
+    found, expected = layer(x), nn.functional.gelu(wide.double(), approximate="tanh")
+    assert (found.dtype, found.shape) == (dtype, (3, 11, 40))
+    assert wide.min() < -4
+    allowed = expected.abs() * (torch.finfo(dtype).eps / 2 + 2e-5) + 1e-6
+    assert ((found.double() - expected).abs() <= allowed).all()
+    assert "gelu=True" in repr(layer)
+    assert torch.equal(copy.deepcopy(layer)(x), found)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_rows_in_pieces_are_rows_in_one(monkeypatch, kernel, gelu):
+    layer = Int8Linear.from_linear(linear(), gelu=gelu, dtype=torch.bfloat16, kernel=kernel)
+    x = normal(5, 20, 96)
+    whole = layer(x)
+    monkeypatch.setattr(linear_module, "_FEWEST_ROWS", 1)
+    for sums in (1, 7 * 40, 50 * 40, 99 * 40):
+        monkeypatch.setattr(linear_module, "_SUMS_AT_ONCE", sums)
+        assert torch.equal(layer(x), whole)
+    assert torch.equal(layer(x[:1]), whole[:1])
+    assert layer(x[:0]).shape == (0, 20, 40)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own imports
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_compiled_layer_gives_the_same(backend, gelu):
+    # The kernel that the class names for it; the core and oneDNN's own weights are nothing to trace through.
+    kernel = "int_mm" if "int_mm" in KERNELS else "plain"
+    layer = Int8Linear.from_linear(linear(), gelu=gelu, dtype=torch.bfloat16, kernel=kernel)
+    x = normal(5, 96)
+    expected = layer(x)
+    try:
+        found = torch.compile(layer, backend=backend, fullgraph=True)(x)
+    finally:
+        torch.compiler.reset()
+    torch.testing.assert_close(found, expected)
 
 
 def test_output_dtype_is_chosen_or_follows_the_input():

@@ -225,6 +225,11 @@ def test_cache_bytes(tiny, changes, guided, variant, kv_bits):
         assert state.cache_bytes == 3 * model_cost(config, plan, guided=guided, dtype=dtype).cache_bytes
 
 
+def test_the_decoder_is_no_part_of_the_transformer(tiny):
+    config = tiny.transformer_config()
+    assert model_cost(config, plan_for(config, precision={"decoder_bits": 8})) == model_cost(config)
+
+
 def test_no_cache_without_class_where_all_is_shared(tiny):
     config = tiny.transformer_config()
     assert (

@@ -99,6 +99,14 @@ def test_bytes_of_the_cache_are_those_of_the_counter(config):
     assert rows["all"].cache_bytes == model_cost(config, integers).cache_bytes
 
 
+def test_the_decoders_numbers_change_nothing(config):
+    plan = narrow(config)
+    precision = {"decoder_bits": 8}
+    assert analyzed(config, plan=plan) == analyzed(
+        config, plan=plan_for(config, windows=plan.windows, precision=precision)
+    )
+
+
 def test_weights_of_linear_layers(tiny):
     for changes in ({}, {"shared_adaln": True}):
         model = tiny.transformer(**changes)

@@ -8,6 +8,7 @@ pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, ShapeError  # noqa: E402
+from sparing.var import layer as layer_module  # noqa: E402
 from sparing.var.engine import Engine  # noqa: E402
 from sparing.var.pipeline import weights_fingerprint  # noqa: E402
 from sparing.var.plan import CompressionPlan, PrecisionPlan, SharingPlan  # noqa: E402
@@ -132,6 +133,53 @@ def test_the_cache_without_class_stops_growing_where_the_output_is_shared(tiny):
     assert cache_bytes(None) == 2 * 2 * both * 130
     assert cache_bytes(plan_for(model, sharing=sharing("output", 0, 0))) == 2 * both * 130
     assert cache_bytes(plan_for(model, sharing=sharing("output", 3, None))) == both * (130 + 14 + 2 * 130)
+
+
+SHARED = [None, ("output", 0, 3), ("map", 3, 0), ("output", None, 2), ("map", 2, None)]
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("shared", SHARED, ids=str)
+@pytest.mark.parametrize("at_once", [1, 3 * 64])
+def test_rows_in_pieces_are_rows_in_one(tiny, monkeypatch, guided, shared, at_once):
+    # Pieces of single rows; then of three at the last scale, which do not divide the rows of a cache.
+    model, labels = tiny.transformer(), torch.tensor([3, 0, 5, 4, 1])
+    inputs = tiny.inputs(model.config, batch=5)
+    plan = plan_for(
+        model,
+        windows=tiny.windows(model.config),
+        sharing=None if shared is None else sharing(*shared),
+        precision=PrecisionPlan(kv_bits=8) if at_once > 1 else None,
+    )
+    whole = taught(model, inputs, plan=plan, guided=guided, labels=labels)
+    seen = []
+
+    def counted(x, scale, shift):
+        seen.append(len(x))
+        return modulated(x, scale, shift)
+
+    modulated = layer_module.modulated
+    monkeypatch.setattr(layer_module, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(layer_module, "modulated", counted)
+    found = taught(model, inputs, plan=plan, guided=guided, labels=labels)
+    # Where 8-bit codes of keys tip over, the difference is that of a step.
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5 if at_once == 1 else 0.05)
+    assert (found - whole).abs().mean() < 1e-5
+    if at_once == 1:  # only where attention is shared do all rows go together
+        assert set(seen) - {1} == ({10} if guided and shared is not None else set())
+    elif shared is None:
+        assert {3, 1 if guided else 2} <= set(seen)
+
+
+@pytest.mark.parametrize("shared", SHARED, ids=str)
+def test_images_drawn_in_pieces(tiny, monkeypatch, shared):
+    model, quantizer = tiny.transformer(seed=5), tiny.tokenizer().quantize
+    engine = Engine(model, plan=plan_for(model, sharing=None if shared is None else sharing(*shared)))
+    together, f_hat = engine.generate(LABELS, quantizer, GREEDY)
+    monkeypatch.setattr(layer_module, "_TOKENS_AT_ONCE", 1)
+    found, other = engine.generate(LABELS, quantizer, GREEDY)
+    assert all(torch.equal(a, b) for a, b in zip(found, together, strict=True))
+    torch.testing.assert_close(other, f_hat)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_fc2_is_left_unless_it_has_a_format(tiny):
     plan = precision_plan(config, weight_bits=4, activation_bits=6)
     assert set(plan.linears) == {name for name in linear_names(config) if not name.endswith("fc2")}
     assert set(plan.linears.values()) == {W4A6}
-    assert plan.kv_bits is plan.attention_bits is None
+    assert plan.kv_bits is plan.attention_bits is plan.decoder_bits is None
     dual = LinearFormat(weight_bits=4, activation_bits=4, input_format="dual_sqrt")
     plan = precision_plan(config, weight_bits=4, activation_bits=6, fc2=dual, kv_bits=8, attention_bits=6)
     assert set(plan.linears) == set(linear_names(config))
@@ -90,6 +90,7 @@ def test_kinds_from_an_iterator(tiny):
         ({"weight_bits": 4, "real": True}, "integer products need 8-bit"),
         ({"kv_bits": 4}, "kv_bits"),
         ({"attention_bits": 1}, "attention_bits"),
+        ({"decoder_bits": 4}, "decoder_bits"),
     ],
 )
 def test_bits_out_of_range(tiny, fields, words):

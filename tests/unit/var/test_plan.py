@@ -94,6 +94,7 @@ def change(path, *where, value):
         (["windows", 0, 3, 0, 0], -2, FormatError, "windows.0.3.0.0"),
         (["windows", 0, 3, 0, 0], 1.5, FormatError, "windows.0.3.0.0"),
         (["precision", "kv_bits"], 4, FormatError, "precision.kv_bits"),
+        (["precision", "decoder_bits"], 4, FormatError, "precision.decoder_bits"),
         (["precision", "linears", "head", "weight_bits"], 4, FormatError, "real: integer products need 8-bit"),
         (["precision", "linears", "head", "weight_bits"], 1, FormatError, "weight_bits"),
         (["precision", "linears", "blocks.2.fc1"], {}, FormatError, "named 'blocks.2.fc1'; .*'head'"),
