@@ -26,6 +26,8 @@ from sparing.var.transformer import VARTransformer, check_labels
 
 __all__ = ["Engine"]
 
+_TOKENS_AT_ONCE = 256
+
 
 class Engine(nn.Module):
     """A transformer made ready to generate.
@@ -158,10 +160,10 @@ class Engine(nn.Module):
 
     @torch.inference_mode()
     def _guided_logits(self, x: Tensor, state: EngineState, strength: float) -> Tensor:
-        """(B, n, V) float32, an image at a time: of all that lies between, only one image's share is in memory."""
+        """(B, n, V) float32, a few images at a time: of what lies between, only their share is in memory."""
         batch = state.num_images
         out = torch.empty(batch, x.shape[1], self.config.vocab_size, device=x.device)
-        at_once = 1 if x.device.type == "cpu" else batch
+        at_once = max(1, _TOKENS_AT_ONCE // x.shape[1]) if x.device.type == "cpu" else batch
         for start in range(0, batch, at_once):
             rows = slice(start, min(start + at_once, batch))
             logits = self.logits(x, state, rows=rows)
