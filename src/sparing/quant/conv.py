@@ -137,7 +137,7 @@ class Int8Conv2d(Int8Layer):
             raise ShapeError(f"input: expected shape (n, {self.in_channels}, h, w), got {tuple(input.shape)}")
         if not input.is_floating_point():
             raise DtypeError(f"input: expected a floating dtype, got {input.dtype}")
-        is_native = self._is_native(input.device.type)
+        is_native = self._is_packed_on(input.device.type)
         dtype = self.dtype or input.dtype
         if not len(input):
             return self._plain(input.to(torch.uint8), 1.0, 0, dtype)
@@ -155,7 +155,7 @@ class Int8Conv2d(Int8Layer):
             f"padding={self.padding}, groups={self.groups}, dtype={self.dtype}, kernel={self.kernel!r}"
         )
 
-    def _is_native(self, device_type: str) -> bool:
+    def _is_packed_on(self, device_type: str) -> bool:
         usable = device_type == "cpu" and has_onednn_convolution()
         if self.kernel == "onednn" and not usable:
             raise ArgumentError(f"kernel: 'onednn' does not work on device {device_type!r} here; take 'auto'")

@@ -175,6 +175,9 @@ class Int8Linear(Int8Layer):
             )
         return self.kernel
 
+    def _is_packed_on(self, device_type: str) -> bool:
+        return self._choose(device_type) == "onednn"
+
     def _to_packed(self, codes: torch.Tensor) -> torch.Tensor:
         return pack_weight(codes)
 

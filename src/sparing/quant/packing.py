@@ -65,6 +65,11 @@ class Int8Layer(nn.Module):
             return self.plain_codes()
         return self.weight_codes
 
+    def pack_(self) -> None:
+        """Puts the codes into the order of the kernel that a call would choose; else the first call does it."""
+        if self._is_packed_on(self.weight_scale.device.type):
+            self._pack()
+
     def unpack_(self) -> None:
         """Brings the plain codes back; the next call packs them again."""
         if self._packed is not None:
@@ -75,6 +80,9 @@ class Int8Layer(nn.Module):
     def num_bytes(self) -> int:
         """Bytes that weights, steps and bias take."""
         return self._num_codes + self.weight_scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def _is_packed_on(self, device_type: str) -> bool:
+        raise NotImplementedError
 
     def _to_packed(self, codes: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

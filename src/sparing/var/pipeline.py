@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError
+from sparing.quant.packing import Int8Layer
 from sparing.runs.atomic import replace_file
 from sparing.runs.documents import parse_document
 from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
@@ -145,6 +146,9 @@ class VARPipeline(ModelHubMixin):
         """Frees the weights for which the plan in force has others; see :func:`~sparing.var.apply_`."""
         self._check_original()
         self._freed = self.engine.free_original_() + self.decoder.free_original_() > 0
+        for module in (*self.engine.modules(), *self.decoder.modules()):
+            if isinstance(module, Int8Layer):
+                module.pack_()
         return_freed_memory()
 
     def _check_original(self) -> None:
