@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -110,12 +111,20 @@ def current_generation(path: str | os.PathLike[str]) -> Path:
     """
     generation, manifest = _open_current(Path(path))
     for name, expected in manifest.files.items():
-        file = generation / name
-        actual = file.stat().st_size if file.is_file() and not file.is_symlink() else None
+        actual = _size(generation / name)
         if actual != expected.bytes:
             got = "no such file" if actual is None else f"{actual} bytes"
             raise FormatError(f"{path}: {generation.name}/{name}: expected {expected.bytes} bytes, got {got}")
     return generation
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a regular file; None for anything else, and for one that is gone, if only since a moment ago."""
+    try:
+        found = file.lstat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def verify_folder(path: str | os.PathLike[str]) -> None:

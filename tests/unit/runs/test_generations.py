@@ -35,6 +35,15 @@ def test_an_error_keeps_the_old_generation(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["CURRENT", "LOCK", "gen-000001"]
 
 
+def test_a_file_that_vanishes_while_it_is_looked_at(tmp_path, monkeypatch):
+    fill(tmp_path, "old")
+    (current_generation(tmp_path) / "a.txt").unlink()
+    # As it was a moment before.
+    monkeypatch.setattr("pathlib.Path.is_file", lambda _: True)
+    with pytest.raises(FormatError, match=r"a\.txt: expected 3 bytes, got no such file"):
+        current_generation(tmp_path)
+
+
 def test_one_writer_at_a_time(tmp_path):
     with replace_folder(tmp_path) as folder:
         (folder / "a").touch()
