@@ -7,21 +7,6 @@ namespace sparing::attention {
 
 namespace {
 
-float widen(Bits16 bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
-/// Rounds to nearest, ties to even. Not a number stays one.
-Bits16 narrow(float value) {
-    uint32_t wide;
-    std::memcpy(&wide, &value, sizeof wide);
-    if (value != value) return static_cast<Bits16>((wide >> 16) | 0x40U);
-    return static_cast<Bits16>((wide + 0x7FFFU + ((wide >> 16) & 1U)) >> 16);
-}
-
 struct Portable {
     static void score(Scratch &s) {
         for (int i = 0; i < kTile; ++i)
@@ -30,8 +15,8 @@ struct Portable {
                 float sums[kBlock] = {};
                 for (int d = 0; d < kHeadDim; d += 2)
                     for (int e = 0; e < 2; ++e) {
-                        const float q = widen(s.queries[static_cast<size_t>(i * kHeadDim + d + e)]);
-                        for (int j = 0; j < kBlock; ++j) sums[j] += q * widen(keys[d * kBlock + 2 * j + e]);
+                        const float q = widen_bits(s.queries[static_cast<size_t>(i * kHeadDim + d + e)]);
+                        for (int j = 0; j < kBlock; ++j) sums[j] += q * widen_bits(keys[d * kBlock + 2 * j + e]);
                     }
                 std::memcpy(s.scores.data() + static_cast<size_t>(i) * s.stride + b * kBlock, sums, sizeof sums);
             }
@@ -43,7 +28,7 @@ struct Portable {
         for (size_t j = 0; j < count; ++j) {
             const float e = std::exp((scores[j] - largest) * scale);
             sum += e;
-            weights[j] = narrow(e);
+            weights[j] = narrow_bits(e);
         }
         return 1 / sum;
     }
@@ -55,13 +40,13 @@ struct Portable {
                 for (size_t b = 0; b < s.blocks.size(); ++b) {
                     const Bits16 *values = s.values.data() + static_cast<size_t>(s.blocks[b]) * kBlockSize;
                     for (int j = 0; j < kBlock; ++j) {
-                        const float w =
-                            widen(s.weights[static_cast<size_t>(i) * s.stride + b * kBlock + static_cast<size_t>(j)]);
+                        const float w = widen_bits(
+                            s.weights[static_cast<size_t>(i) * s.stride + b * kBlock + static_cast<size_t>(j)]);
                         for (int d = 0; d < kHeadDim; ++d)
-                            sums[d] += w * widen(values[j / 2 * 2 * kHeadDim + 2 * d + j % 2]);
+                            sums[d] += w * widen_bits(values[j / 2 * 2 * kHeadDim + 2 * d + j % 2]);
                     }
                 }
-            for (int d = 0; d < kHeadDim; ++d) out[i * kHeadDim + d] = narrow(sums[d] * inverse[i]);
+            for (int d = 0; d < kHeadDim; ++d) out[i * kHeadDim + d] = narrow_bits(sums[d] * inverse[i]);
         }
     }
 };

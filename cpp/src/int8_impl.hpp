@@ -79,19 +79,13 @@ inline uint8_t unsigned_byte_of(float code) {
     return static_cast<uint8_t>(std::bit_cast<uint32_t>(code + kMagic) & 0xFFU);
 }
 
-inline Bits16 narrow(float value) {
-    const uint32_t wide = std::bit_cast<uint32_t>(value);
-    const uint32_t nearest = (wide + 0x7FFFU + ((wide >> 16) & 1U)) >> 16;
-    return static_cast<Bits16>(value != value ? (wide >> 16) | 0x40U : nearest);
-}
-
 inline void widen(const Reals &x, size_t at, size_t count, float *out) {
     if (x.wide != nullptr) {
         std::copy_n(x.wide + at, count, out);
         return;
     }
     const Bits16 *half = x.half + at;
-    for (size_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<uint32_t>(half[i]) << 16);
+    for (size_t i = 0; i < count; ++i) out[i] = widen_bits(half[i]);
 }
 
 inline Extremes extremes_of(const float *x, size_t count) {
@@ -137,7 +131,7 @@ void finish(const FinishTask &task, size_t begin, size_t end, float *scratch) {
             for (size_t i = 0; i < columns; ++i) out[i] = gelu_of(out[i]);
         if (task.out.wide != nullptr) continue;
         Bits16 *half = task.out.half + row * columns;
-        for (size_t i = 0; i < columns; ++i) half[i] = narrow(out[i]);
+        for (size_t i = 0; i < columns; ++i) half[i] = narrow_bits(out[i]);
     }
 }
 

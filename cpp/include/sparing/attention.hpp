@@ -4,6 +4,8 @@
 // The keys come in segments. The first `sink` keys are visible to every query; in a segment behind them query i sees
 // the keys j with |i * size / queries - j| < width, with a width for each head and segment.
 #pragma once
+#include "sparing/bfloat16.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -13,8 +15,6 @@
 namespace sparing {
 
 constexpr int kHeadDim = 64;
-
-using Bits16 = uint16_t; ///< a bfloat16 as its bits
 
 /// (rows, heads, tokens, kHeadDim), the last axis contiguous; strides in elements.
 template <class T>

@@ -3,14 +3,14 @@
 // Every level computes the same expressions in the same order, so the results are the same bits at every level and for
 // any number of threads.
 #pragma once
+#include "sparing/bfloat16.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 namespace sparing {
-
-using Bits16 = uint16_t; ///< a bfloat16 as its bits
 
 /// Values as float32 or as bfloat16 bits; one of the two is null.
 struct Reals {

@@ -4,7 +4,7 @@ from sparing.errors import ConfigError
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
 from sparing.var.plan import CompressionPlan
 
-__all__ = ["apply_", "check_original", "remove_"]
+__all__ = ["apply_", "remove_"]
 
 
 def apply_(pipe: VARPipeline, plan: CompressionPlan, *, keep_original: bool = True) -> None:
@@ -20,7 +20,7 @@ def apply_(pipe: VARPipeline, plan: CompressionPlan, *, keep_original: bool = Tr
         ConfigError: the plan was made for a model with other settings or other weights, or the original weights were
             freed; nothing changes.
     """
-    check_original(pipe)
+    pipe.check_original()
     ours, theirs = pipe.transformer.config, plan.model
     if ours != theirs:
         differing = [
@@ -37,16 +37,6 @@ def apply_(pipe: VARPipeline, plan: CompressionPlan, *, keep_original: bool = Tr
     pipe.use(plan)
     if not keep_original:
         pipe.free_original_()
-
-
-def check_original(pipe: VARPipeline) -> None:
-    """Refuses a pipeline of which weights were freed.
-
-    Raises:
-        ConfigError: the original weights were freed.
-    """
-    if not all(p.numel() for p in pipe.transformer.parameters()):
-        raise ConfigError("pipe: its original weights were freed when a plan was applied; load the model again")
 
 
 def remove_(pipe: VARPipeline) -> None:

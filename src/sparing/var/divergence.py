@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sparing.errors import ArgumentError, ConfigError, DtypeError, ShapeError
 from sparing.runs.progress import Progress
-from sparing.var.apply import check_original
 from sparing.var.config import VARConfig
 from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline
@@ -95,7 +94,7 @@ def plain_engine(pipe: VARPipeline) -> Engine:
     Raises:
         ConfigError: the model's original weights were freed.
     """
-    check_original(pipe)
+    pipe.check_original()
     return Engine(pipe.transformer)
 
 

@@ -139,21 +139,26 @@ class VARPipeline(ModelHubMixin):
         Raises:
             ConfigError: the original weights were freed.
         """
-        self._check_original()
+        self.check_original()
         self.plan, self._engine, self._decoder = plan, None, None
 
     def free_original_(self) -> None:
         """Frees the weights for which the plan in force has others; see :func:`~sparing.var.apply_`."""
-        self._check_original()
+        self.check_original()
         self._freed = self.engine.free_original_() + self.decoder.free_original_() > 0
         for module in (*self.engine.modules(), *self.decoder.modules()):
             if isinstance(module, Int8Layer):
                 module.pack_()
         return_freed_memory()
 
-    def _check_original(self) -> None:
+    def check_original(self) -> None:
+        """Refuses to go on without the original weights.
+
+        Raises:
+            ConfigError: they were freed when a plan was applied.
+        """
         if self._freed:
-            raise ConfigError("pipe: its original weights were freed when the plan was applied; load the model again")
+            raise ConfigError("pipe: its original weights were freed when a plan was applied; load the model again")
 
     def to(self, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None) -> Self:
         """Moves both parts to a device and a dtype.
@@ -169,7 +174,7 @@ class VARPipeline(ModelHubMixin):
             ArgumentError: float16 on a CPU, where it is a thousand times slower than float32.
             ConfigError: the original weights were freed.
         """
-        self._check_original()
+        self.check_original()
         target = torch.device(device) if device is not None else self.device
         if dtype == torch.float16 and target.type == "cpu":
             raise ArgumentError("dtype: float16 is very slow on CPUs; take bfloat16 or float32")
@@ -287,7 +292,7 @@ class VARPipeline(ModelHubMixin):
         if weight_bits not in (None, 8):
             raise ArgumentError(f"weight_bits: expected 8 or None, got {weight_bits!r}")
         # Not the mixin's own: it removes config.json before it writes, and being killed there would lose the model.
-        self._check_original()
+        self.check_original()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if weight_bits is not None and self.plan is not None and not is_packed_exactly(self.transformer.state_dict()):

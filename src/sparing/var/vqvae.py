@@ -26,9 +26,9 @@ def _norm(channels: int, num_groups: int) -> nn.GroupNorm:
 
 def _activated(norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
     """Norm, SiLU, convolution."""
-    if isinstance(conv, Int8Conv2d) and isinstance(norm, nn.GroupNorm):
-        return conv(x, norm=norm, silu=True)  # type: ignore[no-any-return]
-    return conv(F.silu(norm(x)))  # type: ignore[no-any-return]
+    is_integer = isinstance(conv, Int8Conv2d) and isinstance(norm, nn.GroupNorm)
+    out: Tensor = conv(x, norm=norm, silu=True) if is_integer else conv(F.silu(norm(x)))
+    return out
 
 
 class _ResidualBlock(nn.Module):

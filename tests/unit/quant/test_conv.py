@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import threading
 
 import numpy as np
 import pytest
@@ -262,23 +261,12 @@ def test_a_packed_layer_holds_one_copy():
     assert "6, 10, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=1" in repr(layer)
 
 
-def test_threads_may_share_a_layer():
+def test_threads_may_share_a_layer(four_at_once):
     x = normal(2, 6, 7, 7)
     expected = int8()(x)
     for _ in range(10):
-        layer, results, start = int8(), [], threading.Barrier(4)
-
-        def work(layer=layer, results=results, start=start):
-            start.wait()
-            results.append(layer(x))
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(results) == 4
-        assert all(torch.equal(result, expected) for result in results)
+        layer = int8()
+        assert all(torch.equal(result, expected) for result in four_at_once(lambda layer=layer: layer(x)))
 
 
 def test_bad_layers():

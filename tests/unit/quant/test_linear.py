@@ -1,6 +1,5 @@
 import copy
 import io
-import threading
 
 import numpy as np
 import pytest
@@ -254,25 +253,12 @@ def test_a_packed_layer_holds_one_copy():
     assert "in_features=96, out_features=40, bias=False" in repr(layer)
 
 
-def test_threads_may_share_a_layer():
+def test_threads_may_share_a_layer(four_at_once):
     x = normal(8, 96)
     expected = Int8Linear.from_linear(linear())(x)
     for _ in range(20):
         layer = Int8Linear.from_linear(linear())
-        results = []
-        start = threading.Barrier(4)
-
-        def work(layer=layer, results=results, start=start):
-            start.wait()
-            results.append(layer(x))
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(results) == 4
-        assert all(torch.equal(result, expected) for result in results)
+        assert all(torch.equal(result, expected) for result in four_at_once(lambda layer=layer: layer(x)))
 
 
 def test_bad_int8_arguments():

@@ -58,6 +58,12 @@ def inputs(config, *, batch=2, seed=3):
     return 0.5 * torch.randn(batch, length, config.z_channels, generator=generator)
 
 
+def known_tokens():
+    """Three images as tokens of the smallest model, and their labels."""
+    generator = torch.Generator().manual_seed(8)
+    return torch.randint(24, (3, 130), generator=generator), torch.tensor([4, 0, 5])
+
+
 def windows(config, *, seed=0, choices=(-1, 0, 1, 2, 4, 9)):
     """Random widths for every layer, scale, windowed segment and head."""
     generator = torch.Generator().manual_seed(seed)
