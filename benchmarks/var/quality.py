@@ -1,12 +1,14 @@
 """Quality of Model S with all that can be left out, on paired seeds; each variant's figures are kept, so runs go on.
 
 Fréchet distance and class agreement on 10,000 drawn images with the features of a CIFAR-10 (JPEG) classifier that took
-no part in training the model; cross-entropy and divergence on the test split's own tokens.
+no part in training the model; cross-entropy and divergence on the test split's own tokens. Computed in bfloat16, as
+the model is deployed; one row shows the model as it is in float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -24,13 +26,14 @@ from sparing.var.divergence import CalibrationConfig, divergence
 from sparing.var.formats import int8_precision, precision_plan
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
 from sparing.var.plan import CompressionPlan, LinearFormat
-from sparing.var.quality import cross_entropy, draw_samples, measure_quality
+from sparing.var.quality import cross_entropy, draw_samples, frechet_distance, measure_quality
 from sparing.var.sensitivity import Sensitivity, measure_sensitivity
-from sparing.vision import ImageDataset, SavedClassifier, penultimate_features, predict
+from sparing.vision import ImageDataset, SavedClassifier, logits_and_features, penultimate_features
 
 GUIDANCES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
 FC2_FORMATS = ("protected", "uniform", "dual_range", "dual_sqrt")
+TAUS = (*CalibrationConfig().taus, 0.5, 0.4, 0.3)
 DIVERGENCE_IMAGES, CALIBRATION_IMAGES = 500, 128
 
 
@@ -62,7 +65,7 @@ class Bench:
 
     def config(self) -> CalibrationConfig:
         """What calibration tries."""
-        return CalibrationConfig(guidance_scale=self.guidance)
+        return CalibrationConfig(guidance_scale=self.guidance, taus=TAUS)
 
     def sensitivity(self, sharing: str | None = "output") -> Sensitivity:
         """Measured once."""
@@ -70,14 +73,11 @@ class Bench:
         cache = self.work / f"sensitivity-{sharing}-{self.weights}.json"
         return measure_sensitivity(self.pipe, config=config, data=self.calibration, cache=cache)
 
-    def _classify(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        model = self.classifier.model
-        return np.asarray(predict(model, images)), penultimate_features(model, images)
-
     def measure(self, plan: CompressionPlan, *, guidance: float | None = None, draw: bool = True) -> dict[str, Any]:
         """All figures of a plan; from the work folder where they are there already."""
         guidance = self.guidance if guidance is None else guidance
-        fields = [plan.model_dump_json(exclude={"notes"}), guidance, draw, self.samples, self.seed, self.features]
+        about = [guidance, draw, self.samples, self.seed, self.features, str(self.pipe.transformer.head.weight.dtype)]
+        fields = [plan.model_dump_json(exclude={"notes"}), *about]
         key = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
         file = self.work / f"quality-{key}.json"
         if file.is_file():
@@ -86,7 +86,8 @@ class Bench:
         result: dict[str, Any] = {"guidance_scale": guidance}
         if draw:
             samples = draw_samples(self.pipe, self.samples, guidance_scale=guidance, seed=self.seed)
-            report = measure_quality(samples, self.real, classify=self._classify, features=self.features)
+            classify = functools.partial(logits_and_features, self.classifier.model)
+            report = measure_quality(samples, self.real, classify=classify, features=self.features)
             result |= dataclasses.asdict(report)
         count = DIVERGENCE_IMAGES
         tokens, labels = self.tokens[:count], self.labels[:count]
@@ -173,8 +174,25 @@ def seven_layers(bench: Bench) -> list[dict[str, Any]]:
         precision = precision_plan(bench.model, weight_bits=4, activation_bits=4, kinds=(kind,), fc2=form)
         if not precision.linears:
             continue
-        rows.append({"kind": kind, **bench.measure(bench.empty(precision=precision))})
+        rows.append({"kind": kind, **bench.measure(bench.empty(precision=precision), draw=False)})
     return rows
+
+
+def reconstruction(bench: Bench) -> dict[str, Any]:
+    """The test images through the tokenizer and back: no drawn image can be expected to be nearer."""
+    tokenizer, images = bench.pipe.tokenizer, torch.from_numpy(bench.test.images)
+    rebuilt = []
+    for part in images.split(100):
+        with torch.inference_mode():
+            out = tokenizer.decode_tokens(tokenizer.encode(part / 127.5 - 1))
+        rebuilt.append(((out.float() + 1) * 127.5).round().to(torch.uint8))
+    again = torch.cat(rebuilt)
+    errors = (again.float() - images.float()).square().mean((1, 2, 3)).clamp(min=1e-9)
+    features = penultimate_features(bench.classifier.model, again.numpy())
+    return {
+        "psnr_db": float((10 * torch.log10(255**2 / errors)).mean()),
+        "frechet": frechet_distance(bench.real, features),
+    }
 
 
 def real_int8(bench: Bench) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[s
     if not root:
         raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
     folder = Path(root) / "cifar10" if (Path(root) / "cifar10").is_dir() else Path(root)
-    pipe, classifier = VARPipeline.from_pretrained(options.pipeline), load_classifier(options.classifier)
+    exact = VARPipeline.from_pretrained(options.pipeline)
+    pipe = VARPipeline.from_pretrained(options.pipeline, dtype=torch.bfloat16)
+    shipped, classifier = pipe.plan, load_classifier(options.classifier)
+    exact.use(None)
     pipe.use(None)
     test, train = load_cifar10(folder, split="test"), load_cifar10(folder, split="train")
-    seen = encode_dataset(pipe.tokenizer, train.subset(range(quality.CALIBRATION_IMAGES)))
-    tokens = encode_dataset(pipe.tokenizer, test.subset(range(quality.DIVERGENCE_IMAGES)))
+    seen = encode_dataset(exact.tokenizer, train.subset(range(quality.CALIBRATION_IMAGES)))
+    tokens = encode_dataset(exact.tokenizer, test.subset(range(quality.DIVERGENCE_IMAGES)))
     bench = quality.Bench(
         pipe,
         classifier,
@@ -41,12 +45,18 @@ def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[s
         BEST_GUIDANCE,
         options.work,
     )
-    results: dict[str, Any] = {"guidance": quality.guidance_sweep(bench)}
+    whole = dataclasses.replace(bench, pipe=exact)
+    results: dict[str, Any] = {"reconstruction": quality.reconstruction(whole)}
+    results["guidance"] = quality.guidance_sweep(bench)
     best = min(results["guidance"], key=lambda row: row["frechet"])
     results["best_guidance"] = bench.guidance = best["guidance_scale"]
     agreeing = max(results["guidance"], key=lambda row: row["class_agreement"])["guidance_scale"]
+    results["float32"] = whole.measure(bench.empty(), guidance=bench.guidance)
+    if shipped is not None:
+        results["shipped_plan"] = bench.measure(shipped)
+    results["real_int8"] = quality.real_int8(bench)
     results["floor"] = quality.at_least(bench, FLOOR_REMOVED)
     results["floor_at_agreement"] = quality.at_least(bench, FLOOR_REMOVED, guidance=agreeing)
-    for name in ("tau_sweep", "sharing_variants", "front", "bit_table", "seven_layers", "real_int8"):
+    for name in ("tau_sweep", "sharing_variants", "front", "bit_table", "seven_layers"):
         results[name] = getattr(quality, name)(bench)
     return results, {"name": test.name, "samples": options.samples, "features": bench.features}

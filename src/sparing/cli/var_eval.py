@@ -19,9 +19,6 @@ from sparing.cli.var_plan import plan_summary
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from sparing.var import VARPipeline
     from sparing.vision import ResNet
 
@@ -53,6 +50,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             f"--samples, --batch-size: expected at least 4 and 1, got {arguments.samples} and {arguments.batch_size}"
         )
     from sparing.var import cross_entropy, draw_samples, measure_quality
+    from sparing.vision import logits_and_features, penultimate_features
 
     pipe = open_pipeline(arguments)
     size, config = pipe.tokenizer.config.image_size, pipe.transformer.config
@@ -76,8 +74,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
         report = measure_quality(
             drawn,
-            _classify(judge, data.images)[1],
-            classify=lambda images: _classify(judge, images),
+            penultimate_features(judge, data.images),
+            classify=lambda images: logits_and_features(judge, images),
             features=features,
         )
     sizes = config.scale_sizes
@@ -113,16 +111,3 @@ def _judge(path: str, pipe: "VARPipeline") -> "tuple[ResNet, str]":
             f"{saved.model.config.num_classes}: {', '.join(theirs[:5]) or 'without names'}"
         )
     return saved.model.to(pipe.device), f"{Path(path).stem}, penultimate layer ({saved.model.num_features})"
-
-
-def _classify(
-    model: "ResNet", images: "npt.NDArray[np.uint8]"
-) -> "tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.float32]]":
-    import torch
-
-    from sparing.vision import penultimate_features
-
-    features = penultimate_features(model, images)
-    with torch.inference_mode():
-        logits = model.fc(torch.from_numpy(features).to(model.fc.weight.device)).float().cpu()
-    return logits.numpy(), features

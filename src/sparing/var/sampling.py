@@ -11,12 +11,15 @@ K. Tian et al., *Visual Autoregressive Modeling*, 2024; classifier-free guidance
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparing.errors import ArgumentError
 
 __all__ = ["SamplingSettings", "guide", "sample_tokens"]
+
+_LEAST_CHANCE = 2.0**-32  # below what torch.rand gives but for 0
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class SamplingSettings:
 
     Attributes:
         guidance_scale: strength of the guidance at the last scale; 0 for none.
-        top_k: only the most likely codes; 0 for all, 1 for always the most likely.
+        top_k: only the most likely codes (and those that tie with the last); 0 for all, 1 for always the most likely.
         top_p: only the smallest set of codes that holds this share, 0 < p ≤ 1; 1 for all.
     """
 
@@ -65,20 +68,32 @@ def sample_tokens(logits: Tensor, settings: SamplingSettings, generator: torch.G
         generator: on the logits' device; the same state gives the same tokens.
 
     Returns:
-        (B, n) int64.
+        (B, n) int64. Codes whose logits tie with the last one allowed may be drawn too.
     """
     if settings.top_k == 1:
         return logits.argmax(-1)
-    # Sorted once, and only what may be drawn at all.
+    # A race: the code with the largest logit − log(E) wins, E of the exponential distribution. Random numbers belong to
+    # codes, not to ranks: a model that scores nearly the same draws mostly the same codes from the same seed.
+    chance = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_(min=_LEAST_CHANCE)
+    score = logits - chance.log_().neg_().log_()
+    return score.masked_fill_(logits < _least_allowed(logits, settings), -torch.inf).argmax(-1)
+
+
+def _least_allowed(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """The smallest logit that may be drawn, (B, n, 1); codes that tie with it may be drawn too."""
     count = settings.top_k or logits.shape[-1]
-    values, codes = logits.topk(count, dim=-1, sorted=True)
+    values = _descending(logits)[..., :count]
+    if settings.top_p == 1:
+        return values[..., -1:]
     probabilities = values.softmax(-1)
-    if settings.top_p < 1:
-        # The codes before each hold less than p: then it belongs to the smallest set that holds p. The first always.
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= settings.top_p, 0)
-    # A race: the code with the least E/p wins, E of the exponential distribution. Random numbers belong to codes, not
-    # to ranks: a model that scores nearly the same draws mostly the same codes from the same seed.
-    chance = torch.rand(logits.shape, generator=generator, device=logits.device).gather(-1, codes)
-    winner = (probabilities / chance.log_().neg_()).argmax(-1, keepdim=True)
-    return codes.gather(-1, winner).squeeze(-1)
+    # The codes before each hold less than p: then it belongs to the smallest set that holds p. The first always.
+    before = probabilities.cumsum(-1) - probabilities
+    kept = (before < settings.top_p).sum(-1, keepdim=True)
+    return values.gather(-1, kept.clamp_(min=1) - 1)
+
+
+def _descending(x: Tensor) -> Tensor:
+    if x.device.type == "cpu":
+        # NumPy sorts values alone, with SIMD: eight times faster than PyTorch, which moves their places along.
+        return torch.from_numpy(np.sort(x.detach().numpy(), -1)).flip(-1)
+    return x.sort(-1, descending=True).values

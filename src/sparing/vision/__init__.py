@@ -14,7 +14,7 @@ from sparing.vision.augment import EpochSampler, random_crop, random_flip, strea
 from sparing.vision.classifier import train_classifier_
 from sparing.vision.classifier_config import ClassifierTrainingConfig, EpochResult, TrainingResult
 from sparing.vision.datasets import ImageDataset, load_cifar10, load_image_folder
-from sparing.vision.inference import evaluate_classifier, penultimate_features, predict
+from sparing.vision.inference import evaluate_classifier, logits_and_features, penultimate_features, predict
 from sparing.vision.resnet import (
     BasicBlock,
     Bottleneck,
@@ -43,6 +43,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "load_cifar10",
     "load_classifier",
     "load_image_folder",
+    "logits_and_features",
     "penultimate_features",
     "predict",
     "random_crop",

@@ -13,8 +13,9 @@ from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.vision._settings import Precision, resolve_precision
 from sparing.vision.augment import to_float
 from sparing.vision.datasets import ImageDataset
+from sparing.vision.resnet import ResNet
 
-__all__ = ["evaluate_classifier", "penultimate_features", "predict"]
+__all__ = ["evaluate_classifier", "logits_and_features", "penultimate_features", "predict"]
 
 
 def predict(
@@ -99,6 +100,28 @@ def penultimate_features(
     if not callable(features) or isinstance(features, nn.Module):
         raise ArgumentError(f"model: expected a method features(x), which {type(model).__name__} does not have")
     return _in_batches(model, features, images, batch_size, precision, what="features").numpy()
+
+
+def logits_and_features(
+    model: ResNet, images: "npt.NDArray[np.uint8] | Tensor"
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Gives what a classifier's last layer sees and what it makes of it, in one pass.
+
+    Args:
+        model: the classifier.
+        images: as in :func:`predict`.
+
+    Returns:
+        `n × classes` and `n × d` float32.
+
+    Raises:
+        DtypeError: images that are not uint8.
+        ShapeError: other axes, or no image.
+    """
+    features = penultimate_features(model, images)
+    with torch.inference_mode():
+        logits = model.fc(torch.from_numpy(features).to(model.fc.weight))
+    return logits.float().cpu().numpy(), features
 
 
 @contextlib.contextmanager

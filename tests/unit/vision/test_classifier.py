@@ -11,6 +11,7 @@ from sparing.vision import (  # noqa: E402
     ResNet,
     ResNetConfig,
     evaluate_classifier,
+    logits_and_features,
     penultimate_features,
     predict,
     resnet8,
@@ -258,3 +259,11 @@ def test_bad_images(squares):
         predict(model, squares.images, precision="float16")
     with pytest.raises(ArgumentError, match=r"features\(x\), which Linear does not have"):
         penultimate_features(torch.nn.Linear(3, 3), squares.images)
+
+
+def test_logits_and_features_are_those_of_two_passes():
+    images = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+    model = resnet8(seed=0)
+    logits, features = logits_and_features(model, images)
+    np.testing.assert_array_equal(features, penultimate_features(model, images))
+    np.testing.assert_allclose(logits, predict(model, images).numpy(), atol=1e-6)
