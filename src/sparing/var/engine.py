@@ -159,19 +159,26 @@ class Engine(nn.Module):
         return out.float()
 
     @torch.inference_mode()
-    def _guided_logits(self, x: Tensor, state: EngineState, strength: float) -> Tensor:
-        """(B, n, V) float32, a few images at a time: of what lies between, only their share is in memory."""
+    def _draw(
+        self,
+        x: Tensor,
+        state: EngineState,
+        strength: float,
+        settings: SamplingSettings,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """(B, n) codes, a few images at a time: of what is as wide as the codes, only their share is in memory."""
         batch = state.num_images
-        out = torch.empty(batch, x.shape[1], self.config.vocab_size, device=x.device)
         at_once = max(1, _TOKENS_AT_ONCE // x.shape[1]) if x.device.type == "cpu" else batch
+        tokens = []
         for start in range(0, batch, at_once):
-            rows = slice(start, min(start + at_once, batch))
-            logits = self.logits(x, state, rows=rows)
+            stop = min(start + at_once, batch)
+            logits = self.logits(x, state, rows=slice(start, stop))
             if state.guided and strength:
-                without = self.logits(x, state, rows=slice(rows.start + batch, rows.stop + batch))
+                without = self.logits(x, state, rows=slice(start + batch, stop + batch))
                 logits = guide(logits, without, strength)
-            out[rows] = logits
-        return out
+            tokens.append(sample_tokens(logits, settings, generator))
+        return torch.cat(tokens)
 
     def generate(
         self,
@@ -198,9 +205,8 @@ class Engine(nn.Module):
         f_hat = torch.zeros(())
         for scale in range(num_scales):
             x = self.step(state, x)
-            logits = self._guided_logits(x, state, settings.strength(scale, num_scales))
+            tokens.append(self._draw(x, state, settings.strength(scale, num_scales), settings, generator))
             with torch.inference_mode():
-                tokens.append(sample_tokens(logits, settings, generator))
                 added = quantizer.upsampled(tokens[-1], scale)
                 f_hat = added if scale == 0 else f_hat + added
                 if scale + 1 < num_scales:
