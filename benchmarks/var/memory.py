@@ -26,6 +26,8 @@ COLUMNS = [
     "ours, int8 weights and cache, output shared in the later half of the scales",
 ]
 
+RUNS = 3
+
 
 def _resident() -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -56,14 +58,16 @@ def run(column: str, name: str, batch: int) -> dict[str, Any]:
 
 
 def measure(name: str, batch: int) -> list[dict[str, Any]]:
-    """All columns, each in its own process."""
-    results = []
-    for column in COLUMNS:
-        command = [sys.executable, "-m", "benchmarks.var.memory", column, name, str(batch)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-        print(results[-1], flush=True)
-    return results
+    """All columns, each run in a process of its own, in turn; the median and all peaks, which the allocator varies."""
+    runs: dict[str, list[dict[str, Any]]] = {column: [] for column in COLUMNS}
+    for _ in range(RUNS):
+        for column, found in runs.items():
+            command = [sys.executable, "-m", "benchmarks.var.memory", column, name, str(batch)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(found[-1], flush=True)
+    middle = (sorted(found, key=lambda run: run["peak_bytes"])[RUNS // 2] for found in runs.values())
+    return [{**run, "all_peak_bytes": [r["peak_bytes"] for r in runs[run["column"]]]} for run in middle]
 
 
 if __name__ == "__main__":

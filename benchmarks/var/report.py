@@ -93,8 +93,16 @@ def _memory(results: Any) -> Section:
     )
     name = f"peak memory, {results[0]['model']}, batch {results[0]['batch_size']}"
     table = _table(
-        ["column", "after loading, GB", "peak, GB"],
-        [[r["column"], f"{r['weights_and_code_bytes'] / 1e9:.2f}", f"{r['peak_bytes'] / 1e9:.2f}"] for r in results],
+        ["column", "after loading, GB", "peak, GB: median", "range"],
+        [
+            [
+                r["column"],
+                f"{r['weights_and_code_bytes'] / 1e9:.2f}",
+                f"{r['peak_bytes'] / 1e9:.2f}",
+                f"{min(r['all_peak_bytes']) / 1e9:.2f}–{max(r['all_peak_bytes']) / 1e9:.2f}",
+            ]
+            for r in results
+        ],
     )
     note = "Resident size of a process of its own, above what it had before the weights were loaded."
     return [(name, "−50 %", "−60 %", reached)], ["## Peak memory (measured)", "", *table, "", note]
