@@ -20,7 +20,7 @@ from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:
     from sparing.var import VARPipeline
-    from sparing.vision import ResNet
+    from sparing.vision import Classifier
 
 __all__ = ["add_commands"]
 
@@ -99,7 +99,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         var_render.print_quality(answer)
 
 
-def _judge(path: str, pipe: "VARPipeline") -> "tuple[ResNet, str]":
+def _judge(path: str, pipe: "VARPipeline") -> "tuple[Classifier, str]":
     """Loads the classifier, and names its features."""
     from sparing.vision import load_classifier
 

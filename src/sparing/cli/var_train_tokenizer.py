@@ -107,23 +107,14 @@ def _train(arguments: argparse.Namespace) -> None:
 def _features(
     path: str | None, device: "torch.device"
 ) -> "tuple[Callable[[torch.Tensor], Sequence[torch.Tensor]] | None, str]":
-    """The classifier's feature maps after its stem and each stage, and what names it in the training's record."""
+    """The classifier's feature maps on the way, and what names it in the training's record."""
     if path is None:
         return None, "no features"
     from sparing.vision import load_classifier
 
     model = load_classifier(path).model.to(device).requires_grad_(False)
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
-
-    def maps(images: "torch.Tensor") -> "Sequence[torch.Tensor]":
-        x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
-        found = [x]
-        for stage in range(len(model.config.layers)):
-            x = model.get_submodule(f"layer{stage + 1}")(x)
-            found.append(x)
-        return found
-
-    return maps, f"features of {digest}"
+    return model.stage_maps, f"features of {digest}"
 
 
 def _reconstructions(path: Path, model: "VQVAE", data: "ImageDataset") -> str:

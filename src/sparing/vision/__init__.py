@@ -1,4 +1,4 @@
-"""Images and their classifiers: datasets, augmentation, residual networks, training that survives interruptions.
+"""Images and their classifiers: datasets, augmentation, networks, training that survives interruptions.
 
 Needs the extra ``vision``.
 """
@@ -15,6 +15,7 @@ from sparing.vision.classifier import train_classifier_
 from sparing.vision.classifier_config import ClassifierTrainingConfig, EpochResult, TrainingResult
 from sparing.vision.datasets import ImageDataset, load_cifar10, load_image_folder
 from sparing.vision.inference import evaluate_classifier, logits_and_features, penultimate_features, predict
+from sparing.vision.mobilenet import InvertedResidual, MobileNetV2, MobileNetV2Config, mobilenet_v2
 from sparing.vision.resnet import (
     BasicBlock,
     Bottleneck,
@@ -26,24 +27,32 @@ from sparing.vision.resnet import (
     resnet50,
     resnet101,
 )
-from sparing.vision.weights import SavedClassifier, load_classifier, save_classifier
+from sparing.vision.vgg import VGG, VGGConfig, vgg16, vgg16_bn
+from sparing.vision.weights import Classifier, SavedClassifier, load_classifier, save_classifier
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "BasicBlock",
     "Bottleneck",
+    "Classifier",
     "ClassifierTrainingConfig",
     "EpochResult",
     "EpochSampler",
     "ImageDataset",
+    "InvertedResidual",
+    "MobileNetV2",
+    "MobileNetV2Config",
     "ResNet",
     "ResNetConfig",
     "SavedClassifier",
     "TrainingResult",
+    "VGG",
+    "VGGConfig",
     "evaluate_classifier",
     "load_cifar10",
     "load_classifier",
     "load_image_folder",
     "logits_and_features",
+    "mobilenet_v2",
     "penultimate_features",
     "predict",
     "random_crop",
@@ -57,4 +66,6 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "stream_generator",
     "to_float",
     "train_classifier_",
+    "vgg16",
+    "vgg16_bn",
 ]

@@ -1,4 +1,4 @@
-"""Fields to a settings object, with errors that name each bad field; and the arithmetic that a device is good at."""
+"""Fields to a settings object, with errors that name each bad field; what settings share; a device's arithmetic."""
 
 from collections.abc import Mapping
 from typing import Literal, TypeAlias, TypeVar
@@ -8,9 +8,10 @@ from pydantic import BaseModel, ValidationError
 
 from sparing.errors import ArgumentError, ConfigError
 
-__all__ = ["Precision", "resolve_precision", "validated"]
+__all__ = ["Precision", "Stem", "resolve_precision", "validated"]
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+Stem: TypeAlias = Literal["imagenet", "cifar"]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 

@@ -13,7 +13,7 @@ from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.vision._settings import Precision, resolve_precision
 from sparing.vision.augment import to_float
 from sparing.vision.datasets import ImageDataset
-from sparing.vision.resnet import ResNet
+from sparing.vision.weights import Classifier
 
 __all__ = ["evaluate_classifier", "logits_and_features", "penultimate_features", "predict"]
 
@@ -82,7 +82,7 @@ def penultimate_features(
     """Gives what a classifier's last layer sees, for distances between sets of images.
 
     Args:
-        model: has a method ``features(x)``, as :class:`~sparing.vision.ResNet`.
+        model: has a method ``penultimate(x)``, as the networks of :mod:`sparing.vision`.
         images: as in :func:`predict`.
         batch_size: images at a time, 1 or more.
         precision: as in :func:`predict`.
@@ -93,17 +93,16 @@ def penultimate_features(
     Raises:
         DtypeError: images that are not uint8.
         ShapeError: other axes, no image, or features that are not one row an image.
-        ArgumentError: a model without `features`, or a batch size or precision out of range.
+        ArgumentError: a model without `penultimate`, or a batch size or precision out of range.
     """
-    features = getattr(model, "features", None)
-    # In other networks `features` is a module that gives feature maps.
-    if not callable(features) or isinstance(features, nn.Module):
-        raise ArgumentError(f"model: expected a method features(x), which {type(model).__name__} does not have")
-    return _in_batches(model, features, images, batch_size, precision, what="features").numpy()
+    penultimate = getattr(model, "penultimate", None)
+    if not callable(penultimate):
+        raise ArgumentError(f"model: expected a method penultimate(x), which {type(model).__name__} does not have")
+    return _in_batches(model, penultimate, images, batch_size, precision, what="features").numpy()
 
 
 def logits_and_features(
-    model: ResNet, images: "npt.NDArray[np.uint8] | Tensor"
+    model: Classifier, images: "npt.NDArray[np.uint8] | Tensor"
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Gives what a classifier's last layer sees and what it makes of it, in one pass.
 
@@ -120,7 +119,7 @@ def logits_and_features(
     """
     features = penultimate_features(model, images)
     with torch.inference_mode():
-        logits = model.fc(torch.from_numpy(features).to(model.fc.weight))
+        logits: Tensor = model.last_linear(torch.from_numpy(features).to(model.last_linear.weight))
     return logits.float().cpu().numpy(), features
 
 

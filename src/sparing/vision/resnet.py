@@ -13,14 +13,13 @@ Source: K. He et al., Deep Residual Learning for Image Recognition, 2016. As in 
 image in its 3 × 3 convolution (often called v1.5) rather than in the first 1 × 1.
 """
 
-import math
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from sparing.vision._settings import validated
+from sparing.vision._initial import initialize_
+from sparing.vision._settings import Stem, validated
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "BasicBlock",
@@ -33,8 +32,6 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "resnet50",
     "resnet8",
 ]
-
-Stem = Literal["imagenet", "cifar"]
 
 
 class ResNetConfig(BaseModel):
@@ -152,7 +149,7 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.num_features = channels
         self.fc = nn.Linear(channels, config.num_classes)
-        _initialize_(self, seed)
+        initialize_(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classifies images.
@@ -165,7 +162,7 @@ class ResNet(nn.Module):
         """
         return self.fc(self._pooled(x))  # type: ignore[no-any-return]
 
-    def features(self, x: Tensor) -> Tensor:
+    def penultimate(self, x: Tensor) -> Tensor:
         """Gives what the last layer sees.
 
         Args:
@@ -175,6 +172,25 @@ class ResNet(nn.Module):
             Penultimate features, `n × num_features` float32.
         """
         return self._pooled(x).float()
+
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        """Gives the feature maps on the way, for distances between single images.
+
+        Args:
+            x: `n × 3 × h × w` floats in [−1, 1].
+
+        Returns:
+            `n × c × h' × w'` after the stem and after each stage, from the finest to the coarsest.
+        """
+        found = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
+        for name in self._stages:
+            found.append(getattr(self, name)(found[-1]))
+        return found
+
+    @property
+    def last_linear(self) -> nn.Linear:
+        """The layer from the penultimate features to the logits: `fc`."""
+        return self.fc
 
     def _pooled(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -240,15 +256,3 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(_conv(in_channels, out_channels, kernel=1, stride=stride), nn.BatchNorm2d(out_channels))
-
-
-def _initialize_(model: ResNet, seed: int) -> None:
-    if model.fc.weight.is_meta:
-        return
-    generator = torch.Generator(model.fc.weight.device).manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-    bound = 1 / math.sqrt(model.num_features)
-    nn.init.uniform_(model.fc.weight, -bound, bound, generator=generator)
-    nn.init.uniform_(model.fc.bias, -bound, bound, generator=generator)

@@ -7,35 +7,58 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, DtypeError, FormatError, MissingExtraError, NonFiniteError
 from sparing.runs.atomic import replace_file
 from sparing.runs.documents import parse_document
+from sparing.vision.mobilenet import MobileNetV2, MobileNetV2Config
 from sparing.vision.resnet import ResNet, ResNetConfig
+from sparing.vision.vgg import VGG, VGGConfig
 
-__all__ = ["SavedClassifier", "load_classifier", "save_classifier"]
+__all__ = ["Classifier", "SavedClassifier", "load_classifier", "save_classifier"]
 
 _SCHEMA: Literal["sparing.vision.classifier"] = "sparing.vision.classifier"
 _VERSION = 1  # 1: first
 # All in one entry: safetensors does not keep the order of several, and the same input is to give the same bytes.
 _ENTRY = "sparing"
 
+Classifier: TypeAlias = ResNet | VGG | MobileNetV2
+_Config: TypeAlias = ResNetConfig | VGGConfig | MobileNetV2Config
+_FAMILIES = {ResNet: "resnet", VGG: "vgg", MobileNetV2: "mobilenet_v2"}
 
-class _Description(BaseModel):
+
+class _Saved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_name: Literal["sparing.vision.classifier"]
     version: int
-    family: Literal["resnet"]
-    architecture: ResNetConfig
     class_names: tuple[str, ...]
     meta: dict[str, Any]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _SavedResNet(_Saved):
+    family: Literal["resnet"]
+    architecture: ResNetConfig
+
+
+class _SavedVGG(_Saved):
+    family: Literal["vgg"]
+    architecture: VGGConfig
+
+
+class _SavedMobileNetV2(_Saved):
+    family: Literal["mobilenet_v2"]
+    architecture: MobileNetV2Config
+
+
+class _Description(RootModel[Annotated[_SavedResNet | _SavedVGG | _SavedMobileNetV2, Field(discriminator="family")]]):
+    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +71,7 @@ class SavedClassifier:
         meta: the JSON values that were saved with it.
     """
 
-    model: ResNet
+    model: Classifier
     class_names: tuple[str, ...]
     meta: dict[str, Any]
 
@@ -64,7 +87,7 @@ def save_classifier(
 
     Args:
         path: the file; its folder must exist. Any reader of safetensors finds the weights in it.
-        model: a :class:`~sparing.vision.ResNet` with its own layers, in float32.
+        model: a ResNet, VGG or MobileNetV2 of :mod:`sparing.vision` with its own layers, in float32.
         class_names: one name a class, or none.
         meta: JSON values to keep with it, for example accuracy and how it was trained.
 
@@ -77,8 +100,10 @@ def save_classifier(
         OSError: the disk is full, or the folder missing. An older file is unchanged.
     """
     safetensors = _safetensors()
-    if not isinstance(model, ResNet):
-        raise ArgumentError(f"model: expected a sparing.vision.ResNet, got {type(model).__name__}")
+    if not isinstance(model, Classifier):
+        raise ArgumentError(
+            f"model: expected a ResNet, VGG or MobileNetV2 of sparing.vision, got {type(model).__name__}"
+        )
     names = list(class_names)
     if names and len(names) != model.config.num_classes:
         raise ArgumentError(f"class_names: expected {model.config.num_classes} names or none, got {len(names)}")
@@ -98,7 +123,7 @@ def save_classifier(
     document = {
         "schema_name": _SCHEMA,
         "version": _VERSION,
-        "family": "resnet",
+        "family": next(name for kind, name in _FAMILIES.items() if isinstance(model, kind)),
         "architecture": model.config.model_dump(mode="json"),
         "class_names": names,
         "meta": dict(meta or {}),
@@ -137,7 +162,7 @@ def load_classifier(path: str | os.PathLike[str]) -> SavedClassifier:
             text = (file.metadata() or {}).get(_ENTRY, "null")
             description = parse_document(
                 text, _Description, schema=_SCHEMA, version=_VERSION, name=str(path), what="a saved classifier"
-            )
+            ).root
             _check_layout(file, description.architecture, path)
             # Copies: what safetensors gives are views of the file, which may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -162,16 +187,18 @@ def _safetensors() -> ModuleType:
     return safetensors
 
 
-def _empty(config: ResNetConfig) -> ResNet:
+def _empty(config: _Config) -> Classifier:
     with torch.device("meta"):
-        return ResNet(config)
+        if isinstance(config, ResNetConfig):
+            return ResNet(config)
+        return VGG(config) if isinstance(config, VGGConfig) else MobileNetV2(config)
 
 
-def _layout(config: ResNetConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _layout(config: _Config) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     return {name: (tuple(t.shape), t.dtype) for name, t in _empty(config).state_dict().items()}
 
 
-def _check_layout(file: Any, config: ResNetConfig, path: object) -> None:
+def _check_layout(file: Any, config: _Config, path: object) -> None:
     expected = _layout(config)
     names = set(file.keys())
     if names != set(expected):

@@ -257,7 +257,7 @@ def test_bad_images(squares):
         predict(model, squares.images, batch_size=0)
     with pytest.raises(ArgumentError, match="precision"):
         predict(model, squares.images, precision="float16")
-    with pytest.raises(ArgumentError, match=r"features\(x\), which Linear does not have"):
+    with pytest.raises(ArgumentError, match=r"penultimate\(x\), which Linear does not have"):
         penultimate_features(torch.nn.Linear(3, 3), squares.images)
 
 

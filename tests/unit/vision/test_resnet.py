@@ -74,17 +74,18 @@ def test_small_image_networks():
         (ResNetConfig(block="bottleneck", layers=(1, 2), width=4, num_classes=7), 32),
     ],
 )
-def test_forward_and_features(config, side):
+def test_forward_and_penultimate(config, side):
     model = ResNet(config).eval()
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    features = model.features(x)
+    features = model.penultimate(x)
     assert features.shape == (2, model.num_features)
     assert features.dtype == torch.float32
     assert model(x).shape == (2, 7)
     assert torch.allclose(model(x), model.fc(features))
+    assert model.last_linear is model.fc
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(x).dtype == torch.bfloat16
-        assert model.features(x).dtype == torch.float32
+        assert model.penultimate(x).dtype == torch.float32
 
 
 def test_the_stems_keep_or_quarter_the_image():
@@ -95,6 +96,14 @@ def test_the_stems_keep_or_quarter_the_image():
         model.layer1.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0].shape))
         model(x)
         assert tuple(seen[0][2:]) == (side, side)
+
+
+def test_stage_maps():
+    model = ResNet(ResNetConfig(layers=(1, 1), width=4, num_classes=7)).eval()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = model.stage_maps(x)
+    assert [tuple(maps.shape) for maps in found] == [(2, 4, 8, 8), (2, 4, 8, 8), (2, 8, 4, 4)]
+    assert torch.allclose(found[-1].mean((2, 3)), model.penultimate(x), atol=1e-6)
 
 
 def test_the_seed_decides_the_weights_alone():

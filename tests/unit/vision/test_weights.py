@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="needs sparing[vision]")
 safetensors = pytest.importorskip("safetensors.torch", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, DtypeError, FormatError, NonFiniteError, VersionError  # noqa: E402
-from sparing.vision import load_classifier, resnet8, resnet50, save_classifier  # noqa: E402
+from sparing.vision import load_classifier, mobilenet_v2, resnet8, resnet50, save_classifier, vgg16, vgg16_bn  # noqa: E402
 
 
 def model(**changes):
@@ -42,6 +42,35 @@ def test_the_file_says_which_architecture(tmp_path):
     assert found.class_names == ()
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(found.model(x), first.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        vgg16(num_classes=3, width=1, head="cifar"),
+        vgg16_bn(num_classes=3, width=1),
+        mobilenet_v2(num_classes=3, width_multiplier=0.1, stem="cifar"),
+    ],
+    ids=["vgg16", "vgg16_bn", "mobilenet_v2"],
+)
+def test_every_family_comes_back(first, tmp_path):
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first(x)  # changes the means of the norms
+    for name in ("m", "again"):
+        save_classifier(tmp_path / name, first, class_names=("a", "b", "c"), meta={"accuracy": 0.5})
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "again").read_bytes()
+    found = load_classifier(tmp_path / "m")
+    assert type(found.model) is type(first)
+    assert found.model.config == first.config
+    assert found.class_names == ("a", "b", "c")
+    expected, got = first.state_dict(), found.model.state_dict()
+    assert list(got) == list(expected)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert torch.equal(found.model(x), first.eval()(x))
+    exchanged = load_classifier(tmp_path / "m").model
+    exchanged.features[0] = torch.nn.Identity()
+    with pytest.raises(ArgumentError, match="exchanged layers"):
+        save_classifier(tmp_path / "m", exchanged)
 
 
 def test_the_same_model_gives_the_same_bytes(saved, tmp_path):
@@ -82,7 +111,15 @@ def rewrite(path, change_document=lambda d: d, change_tensors=lambda t: t, entry
         (lambda d: "not json", FormatError, "not a saved classifier: Invalid JSON"),
         (lambda d: "[" * 100_000, FormatError, "not a saved classifier: Invalid JSON"),
         (lambda d: [d], FormatError, "not a saved classifier: Input should be an object"),
-        (lambda d: {**d, "family": "vgg"}, FormatError, "family"),
+        (
+            lambda d: {**d, "family": "alexnet"},
+            FormatError,
+            "'family' does not match .* 'resnet', 'vgg', 'mobilenet_v2'",
+        ),
+        (lambda d: {k: v for k, v in d.items() if k != "family"}, FormatError, "family"),
+        (lambda d: {**d, "family": "vgg"}, FormatError, "block"),
+        (lambda d: {**d, "family": "vgg", "architecture": {"width": 4}}, FormatError, "not those of"),
+        (lambda d: {**d, "family": "mobilenet_v2", "architecture": {"width_multiplier": -1}}, FormatError, "width_mul"),
         (lambda d: {**d, "more": 1}, FormatError, "more"),
         (lambda d: {**d, "meta": {"accuracy": 0.9}}, FormatError, "was altered"),
         (lambda d: {**d, "meta": {"accuracy": float("nan")}}, FormatError, "was altered"),
