@@ -26,13 +26,14 @@ _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
     # Here and not above, so that a Ctrl-C while NumPy and SciPy load is met like any other.
-    from sparing.cli import var
+    from sparing.cli import pim, var
 
     parser = argparse.ArgumentParser(prog="sparing", description=(sparing.__doc__ or "").splitlines()[0])
     parser.add_argument("--version", action="version", version=f"sparing {sparing.__version__}")
     groups = parser.add_subparsers(title="systems", metavar="SYSTEM", required=True)
     _add_hybrid(groups)
     var.add_commands(groups)
+    pim.add_commands(groups)
     return parser
 
 

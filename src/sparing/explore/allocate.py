@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
 from sparing.explore.pareto import pareto_front
 
-__all__ = ["Allocation", "allocate_exact", "allocate_greedy", "allocation_front"]
+__all__ = ["Allocation", "allocate_exact", "allocate_exact_front", "allocate_greedy", "allocation_front"]
 
 _Site = NDArray[np.float64]
 
@@ -92,28 +92,38 @@ def allocate_exact(
         DtypeError, NonFiniteError, ShapeError: as :func:`allocate_greedy`.
     """
     sites = _check(errors, costs, budget)
-    # Errors still to come at the least: what leaves less than that is no way on.
-    ahead = np.cumsum([site[:, 0].min() for site in sites][::-1])[::-1]
-    states = np.zeros((1, 2))
-    history: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
-    for index, site in enumerate(sites):
-        if len(states) * len(site) > max_states:
-            raise ArgumentError(
-                f"max_states: {len(states) * len(site)} partial sums at site {index}, more than {max_states}; "
-                f"raise it, round the errors, or use allocate_greedy"
-            )
-        sums = (states[:, None] + site[None]).reshape(-1, 2)
-        rest = ahead[index + 1] if index + 1 < len(sites) else 0.0
-        alive = np.flatnonzero(sums[:, 0] + rest <= budget + _slack(budget, ahead[0]))
-        alive = alive[pareto_front(sums[alive])]
-        history.append((alive // len(site), alive % len(site)))
-        states = sums[alive]
-    at = int(np.lexsort((states[:, 0], states[:, 1]))[0])
-    choices: list[int] = []
-    for parents, options in reversed(history):
-        choices.append(int(options[at]))
-        at = int(parents[at])
-    return _allocation(choices[::-1], sites)
+    states, history = _undominated_sums(sites, budget, max_states)
+    return _traced(int(np.lexsort((states[:, 0], states[:, 1]))[0]), history, sites)
+
+
+def allocate_exact_front(
+    errors: Sequence[ArrayLike],
+    costs: Sequence[ArrayLike],
+    *,
+    budget: float = float("inf"),
+    max_states: int = 1_000_000,
+) -> list[Allocation]:
+    """All that no other allocation dominates: what :func:`allocate_exact` finds, for every budget at once.
+
+    Args:
+        errors: as :func:`allocate_greedy`.
+        costs: as :func:`allocate_greedy`.
+        budget: the largest sum of errors of interest.
+        max_states: as :func:`allocate_exact`; where one of the two is in whole numbers, there are never many.
+
+    Returns:
+        By growing error and falling cost; of equal sums one.
+
+    Raises:
+        ArgumentError, DtypeError, NonFiniteError, ShapeError: as :func:`allocate_exact`.
+
+    Example:
+        >>> [found.cost for found in allocate_exact_front([[0, 1, 3], [0, 2]], [[16, 8, 4], [16, 9]])]
+        [32.0, 24.0, 17.0, 13.0]
+    """
+    sites = _check(errors, costs, budget)
+    states, history = _undominated_sums(sites, budget, max_states)
+    return [_traced(at, history, sites) for at in np.argsort(states[:, 0], kind="stable").tolist()]
 
 
 def allocation_front(errors: Sequence[ArrayLike], costs: Sequence[ArrayLike]) -> list[Allocation]:
@@ -146,6 +156,38 @@ def allocation_front(errors: Sequence[ArrayLike], costs: Sequence[ArrayLike]) ->
             choices[index] = stop
         found.append(_allocation(choices, sites))
     return found
+
+
+_History = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+
+
+def _undominated_sums(sites: list[_Site], budget: float, max_states: int) -> tuple[_Site, _History]:
+    """Sums over all sites, and for each site which sum and which option each sum came from."""
+    # Errors still to come at the least: what leaves less than that is no way on.
+    ahead = np.cumsum([site[:, 0].min() for site in sites][::-1])[::-1]
+    states = np.zeros((1, 2))
+    history: _History = []
+    for index, site in enumerate(sites):
+        if len(states) * len(site) > max_states:
+            raise ArgumentError(
+                f"max_states: {len(states) * len(site)} partial sums at site {index}, more than {max_states}; "
+                f"raise it, round the errors, or use allocate_greedy"
+            )
+        sums = (states[:, None] + site[None]).reshape(-1, 2)
+        rest = ahead[index + 1] if index + 1 < len(sites) else 0.0
+        alive = np.flatnonzero(sums[:, 0] + rest <= budget + _slack(budget, ahead[0]))
+        alive = alive[pareto_front(sums[alive])]
+        history.append((alive // len(site), alive % len(site)))
+        states = sums[alive]
+    return states, history
+
+
+def _traced(at: int, history: _History, sites: list[_Site]) -> Allocation:
+    choices: list[int] = []
+    for parents, options in reversed(history):
+        choices.append(int(options[at]))
+        at = int(parents[at])
+    return _allocation(choices[::-1], sites)
 
 
 def _steps(sites: list[_Site]) -> list[tuple[float, int, int, int]]:

@@ -1,0 +1,146 @@
+"""InputQuantizer: rounds what is fed to a layer's word lines, one step a layer, with straight-through gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparing.errors import ArgumentError
+from sparing.quant.ranges import widen
+
+__all__ = ["InputQuantizer"]
+
+_MOMENTUM = 0.1
+_SAMPLE = 1 << 16
+
+
+class InputQuantizer(nn.Module):
+    """Rounds the inputs of a layer to two's complement codes times one step.
+
+    In training mode the step follows the inputs: the first batch gives it, later ones by a moving average. In
+    evaluation it stays. While ``observing`` (calibration) inputs pass unchanged and the step grows to the largest that
+    any batch asks for. Inputs that are never negative use the upper half of the codes: the datapath knows one kind of
+    inputs, and where that half is too little, the design has more bits.
+
+    State dict: ``step`` and ``calls``.
+
+    Args:
+        bits: 2 to 16; codes −2**(bits − 1) .. 2**(bits − 1) − 1.
+        percentile: of the magnitudes, 50 to 100, that the codes are to hold; 100 is the maximum. Below, by nearest rank
+            on about 65,000 numbers spread over a batch.
+        device: of the step.
+
+    Attributes:
+        step: () float32; 0 before the first batch.
+        observing: see above.
+
+    Raises:
+        ArgumentError: bits or percentile out of range.
+    """
+
+    step: Tensor
+    calls: Tensor
+
+    def __init__(self, bits: int, *, percentile: float = 100.0, device: torch.device | None = None) -> None:
+        super().__init__()
+        if not 2 <= bits <= 16:
+            raise ArgumentError(f"bits: expected 2 to 16 for quantized inputs, got {bits}")
+        if not 50 <= percentile <= 100:
+            raise ArgumentError(f"percentile: expected 50 to 100, got {percentile}")
+        self.bits, self.percentile = bits, float(percentile)
+        self.max_code = (1 << (bits - 1)) - 1
+        self.min_code = -self.max_code - 1
+        self.observing = False
+        self.register_buffer("step", torch.zeros((), device=device))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=device))
+        self._calls = 0
+
+    def codes(self, x: Tensor) -> Tensor:
+        """What is fed to the word lines: int16 in the shape of `x`.
+
+        Raises:
+            ArgumentError: no range is known yet.
+        """
+        self._need_step()
+        with torch.no_grad():
+            return (widen(x) / self.step).round_().clamp_(self.min_code, self.max_code).to(torch.int16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps inputs to rounded ones of their shape and dtype.
+
+        Raises:
+            ArgumentError: in evaluation mode, no range is known yet.
+        """
+        if self.observing or self.training:
+            self._follow_(x.detach())
+        if self.observing:
+            return x
+        self._need_step()
+        apply: Callable[..., Tensor] = _RoundInputs.apply
+        return apply(x, self.step, self.min_code, self.max_code)
+
+    @torch.no_grad()
+    def restore_(self, step: Tensor, calls: Tensor) -> None:
+        """Takes a step and a number of calls, () each, as its own."""
+        self.step.copy_(step)
+        self.calls.copy_(calls)
+        self._calls = int(calls)
+
+    def forget_(self) -> None:
+        """Goes back to knowing no range."""
+        self.restore_(torch.zeros_like(self.step), torch.zeros_like(self.calls))
+
+    def extra_repr(self) -> str:
+        """What printing shows in the brackets."""
+        return f"bits={self.bits}{'' if self.percentile == 100 else f', percentile={self.percentile:g}'}"
+
+    def _need_step(self) -> None:
+        if not self._calls:
+            raise ArgumentError(
+                "calibration: a layer's inputs have no range yet; give quantize_ a batch, or train for a step first"
+            )
+
+    @torch.no_grad()
+    def _follow_(self, x: Tensor) -> None:
+        step = self._step_for(x)
+        if not self._calls:
+            self.step.copy_(step)
+        elif self.observing:
+            self.step.copy_(torch.maximum(self.step, step))
+        else:
+            self.step.lerp_(step, _MOMENTUM)
+        self._calls += 1
+        self.calls += 1
+
+    def _step_for(self, x: Tensor) -> Tensor:
+        if self.percentile < 100:
+            flat = x.flatten()
+            values = flat[:: max(1, flat.numel() // _SAMPLE)].float().abs()
+            rank = max(1, -int(-self.percentile * values.numel() // 100))
+            return (values.kthvalue(rank).values / self.max_code).clamp_min_(torch.finfo(torch.float32).tiny)
+        low, high = x.aminmax()
+        step = torch.maximum(high.float() / self.max_code, low.float() / self.min_code)
+        return step.clamp_min_(torch.finfo(torch.float32).tiny)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._calls = int(self.calls)
+
+
+class _RoundInputs(torch.autograd.Function):
+    """Rounding and clipping in one, for maps that are large: it keeps a mask for the way back, not the inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        codes = (widen(x) / step).round_()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((codes >= low) & (codes <= high))
+        return codes.clamp_(low, high).mul_(step).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None, None, None
