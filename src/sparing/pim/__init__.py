@@ -37,7 +37,7 @@ from sparing.pim.layer_options import layer_options, network_options
 from sparing.pim.layers import LayerShape, NetworkShape, SkippedLayer, trace_layers
 from sparing.pim.mapping import LayerMapping, NetworkMapping, map_layer, map_network
 from sparing.pim.mapping_files import load_mapping, save_mapping
-from sparing.pim.matching import MatchedDesign, match_design
+from sparing.pim.matching import MatchedDesign, design_error, match_design
 from sparing.pim.mixed_precision import mixed_precision_design
 from sparing.pim.nonideal import CellVariation, change_cells
 from sparing.pim.option_costs import option_costs
@@ -89,6 +89,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "convert_",
     "dense_design",
     "dequantize_",
+    "design_error",
     "design_tables",
     "epitome_index",
     "epitomes_of",

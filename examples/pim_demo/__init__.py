@@ -1,0 +1,1 @@
+"""The parts of the demo of compressed image generation; run `make demo`."""
