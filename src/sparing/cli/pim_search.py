@@ -22,6 +22,7 @@ _RATIO = 30.65
 """Times fewer crossbars than dense unquantized ones: what was published for a ResNet-50 of 3 bits."""
 _ROWS_OF_CROSSBARS = 4
 _MILLI = 1e3
+_WIDTH = 160
 
 
 def add_commands(commands: Any) -> None:
@@ -44,8 +45,7 @@ def add_commands(commands: Any) -> None:
         "--no-worse-than",
         choices=("uniform", "dense"),
         default="uniform",
-        help="no slower and no more energy than the uniform epitomes (default), or than the dense network, at the first "
-        "of the bits",
+        help="no slower and no hungrier than uniform epitomes (default) or the dense network, at the first of the bits",
     )
     parser.add_argument("--no-wrapped", action="store_true", help="no epitomes whose output channels are copies")
     parser.add_argument(
@@ -202,7 +202,7 @@ def _print(answer: dict[str, Any]) -> None:
             f"{row['num_epitomes']} ({row['num_wrapped']})",
             f"{row['error']:.4g}",
         )
-    Console(width=max(Console().width, 140)).print(table)
+    Console(width=max(Console().width, _WIDTH)).print(table)
     budget, floats = answer["max_crossbars"], answer["num_crossbars_float"]
     render.print_line(f"budget: {budget:,} crossbars of {floats:,} ({floats / budget:.2f} times fewer)")
     promise = "keeps" if answer["keeps"] else "does NOT keep"

@@ -39,7 +39,7 @@ from sparing.pim.mapping import LayerMapping, NetworkMapping, map_layer, map_net
 from sparing.pim.mapping_files import load_mapping, save_mapping
 from sparing.pim.matching import MatchedDesign, design_error, match_design
 from sparing.pim.mixed_precision import mixed_precision_design
-from sparing.pim.nonideal import CellVariation, change_cells
+from sparing.pim.nonideal import CellVariation, NetworkCells, change_cells
 from sparing.pim.option_costs import option_costs
 from sparing.pim.quantization import calibrate_inputs_, dequantize_, quantize_
 from sparing.pim.quantized_layers import QuantizedLayer, quantized_layers
@@ -71,6 +71,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "LayerMapping",
     "LayerShape",
     "MatchedDesign",
+    "NetworkCells",
     "NetworkDesign",
     "NetworkMapping",
     "NetworkShape",

@@ -1,6 +1,5 @@
 """What an ADC makes of a column sum."""
 
-import math
 from dataclasses import dataclass
 
 from sparing.errors import ArgumentError
@@ -17,8 +16,9 @@ class AdcModel:
 
     Attributes:
         bits: 1 to 16; None: an ideal ADC, which gives s itself.
-        full_scale: the largest sum there is a code for, > 0. None: the smallest power of two as lsb with which
-            ``2**bits`` steps cover the word lines driven at once (6 bits: lsb 1 up to 64 lines, 2 up to 128).
+        full_scale: the largest sum there is a code for, > 0; None for ``2**bits − 1``, an lsb of one cell. Most sums
+            are small, since few bits of inputs and weights are set: a coarser step rounds the frequent sum 1 away,
+            and costs far more than clipping the rare sums beyond the scale.
         num_dacs: word lines driven at once, at least 1; longer columns take several conversions.
 
     Raises:
@@ -39,17 +39,10 @@ class AdcModel:
         if self.num_dacs < 1:
             raise ArgumentError(f"num_dacs: expected at least 1, got {self.num_dacs}")
 
-    def lsb(self, rows: int) -> float:
-        """Cells in one step of the code.
-
-        Args:
-            rows: word lines of a crossbar.
-        """
-        if self.bits is None:
-            return 1.0
-        if self.full_scale is not None:
-            return self.full_scale / self.max_code
-        return float(2 ** math.ceil(math.log2(max(1.0, min(rows, self.num_dacs) / 2**self.bits))))
+    @property
+    def lsb(self) -> float:
+        """Cells in one step of the code; of an ideal ADC, 1."""
+        return 1.0 if self.bits is None or self.full_scale is None else self.full_scale / self.max_code
 
     @property
     def max_code(self) -> int:

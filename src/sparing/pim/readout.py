@@ -129,7 +129,7 @@ def layer_program(
     matmul = dtype if fast else _matmul_dtype(mapping, adc, found, analog)
     use_core = not (analog or fast) and device.type == "cpu" and "onednn" in available_kernels("cpu")
     stages = []
-    lsb = adc.lsb(mapping.crossbar.rows)
+    lsb = adc.lsb
     for at in range(mapping.tables.num_rounds):
         for rows, part, steps in _stripes(blocks, found):
             stage = _stage(

@@ -101,9 +101,14 @@ def _without_folders(value: Any) -> Any:
     return value
 
 
+_RESULTS = ("benchmarks/*/results/**", "benchmarks/*/RESULTS.md")
+
+
 def _source() -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
-    return {"commit": commit, "dirty": None if commit is None else _git("status", "--porcelain") != ""}
+    # One stage's result file does not change what the next one runs.
+    changed = _git("status", "--porcelain", "--", ":/", *(f":(exclude,top,glob){path}" for path in _RESULTS))
+    return {"commit": commit, "dirty": None if commit is None else changed != ""}
 
 
 def _git(*arguments: str) -> str | None:

@@ -91,7 +91,7 @@ def cell_sums(layer_mapping, x, adc, cells=None):
     blocks = layer_mapping.blocks
     if cells is None:
         cells = [layer_mapping.block_cells(block) for block in blocks]
-    bits, lsb = layer_mapping.activation_bits, adc.lsb(layer_mapping.crossbar.rows)
+    bits, lsb = layer_mapping.activation_bits, adc.lsb
     width = max(int(row[1] + row[2]) for row in tables.ofat)
     out = np.zeros((width, *layer.out_size))
     for y, z in np.ndindex(*layer.out_size):

@@ -45,7 +45,14 @@ def test_source_inside_of_a_repository(tmp_path, monkeypatch):
     source = record()["source"]
     assert len(source["commit"]) == 40
     assert source["dirty"] is False
-    (tmp_path / "new").touch()
+    # A benchmark's own results change nothing that runs.
+    (tmp_path / "benchmarks" / "var" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "var" / "results" / "memory-cpu.json").touch()
+    (tmp_path / "benchmarks" / "var" / "RESULTS.md").touch()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert record()["source"]["dirty"] is False
+    (tmp_path / "benchmarks" / "var" / "run.py").touch()
     assert record()["source"]["dirty"] is True
 
 
