@@ -139,6 +139,8 @@ def _print(name: str, report: "HardwareReport") -> None:
     render.print_line(
         f"crossbars: {floats:,} dense at 32 bits → {report.num_crossbars:,}: {_split(report.ratio)} (bits × epitome)"
     )
+    if any(step.kind == "sum" and not sum(step.energy_j.values()) for step in report.steps):
+        render.print_line(f"sums and links take time only: {report.hardware} counts no energy for them")
     if report.off_chip:
         render.print_line(f"off the crossbars, not counted: {', '.join(report.off_chip)}")
 
