@@ -21,7 +21,7 @@ NATIVE_SOURCES := $(wildcard CMakeLists.txt) $(shell find cpp -type f 2>/dev/nul
 CXX_FILES := $(shell find cpp tests/native -name '*.hpp' -o -name '*.cpp' 2>/dev/null)
 NOT_SLOW := -m "not slow and not gpu and not cluster"
 
-.PHONY: help venv demo test test-slow test-native test-wheel lint format bench-hybrid bench-var clean
+.PHONY: help venv demo test test-slow test-native test-wheel lint format bench-hybrid bench-var bench-pim clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -114,6 +114,9 @@ bench-hybrid: $(VENV)/.stamp-bench  ## hybrid index against its rivals (long; wr
 
 bench-var: $(VENV)/.stamp-demo  ## image generation, plain and compressed, against the published operations (long)
 	@$(BIN)/python -m benchmarks.var.run $(BENCH_ARGS)
+
+bench-pim: $(VENV)/.stamp-package  ## epitomes on crossbars: model, search, executor, and training on CIFAR-10 (long)
+	@$(BIN)/python -m benchmarks.pim.run $(BENCH_ARGS)
 
 clean:  ## remove everything that make built
 	rm -rf $(VENV) build dist

@@ -1,0 +1,268 @@
+"""Accuracy of 3-bit networks at equal crossbars on CIFAR-10; each training is a job that goes on where it was stopped.
+
+Every 3-bit network is fine-tuned from its own float training by the same schedule. All jobs of a seed share its dense
+float network; the narrower rivals have their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.pim import contestants
+from benchmarks.pim.contestants import BITS, CROSSBAR
+from sparing.errors import ArgumentError
+from sparing.pim import (
+    NetworkDesign,
+    convert_,
+    dense_design,
+    hardware_report,
+    load_hardware,
+    num_crossbars,
+    num_planes,
+    quantize_,
+)
+from sparing.runs.atomic import replace_file
+from sparing.runs.record import run_record
+from sparing.vision import (
+    ClassifierTrainingConfig,
+    ImageDataset,
+    evaluate_classifier,
+    load_cifar10,
+    resnet20,
+    train_classifier_,
+)
+
+_NARROW = {"narrow float": False, "shallow float": True}
+# The most telling first. The first seeds run all of them, the others what the range rules need.
+WHOLE = (
+    "float",
+    "epitome",
+    "narrow float",
+    "narrow",
+    "pruned",
+    "dense",
+    "epitome, max",
+    "designed",
+    "broad",
+    "shallow float",
+    "shallow",
+    "wrapped",
+    "epitome, overlap",
+)
+PARTIAL = ("float", "epitome", "epitome, max")
+WHOLE_SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bench:
+    """What all jobs share."""
+
+    options: argparse.Namespace
+    train: ImageDataset
+    test: ImageDataset
+    folder: Path
+
+    def config(self, seed: int, *, fine: bool) -> ClassifierTrainingConfig:
+        """Settings of a float training or of a fine-tuning."""
+        options = self.options
+        batch_size = min(128, len(self.train))
+        if fine:
+            return ClassifierTrainingConfig(
+                epochs=options.fine_tune_epochs,
+                learning_rate=options.fine_tune_rate,
+                seed=1000 + seed,
+                batch_size=batch_size,
+            )
+        return ClassifierTrainingConfig(epochs=options.epochs, seed=seed, batch_size=batch_size)
+
+    def trained(self, model: nn.Module, job: str, seed: int, *, fine: bool) -> dict[str, Any]:
+        """Trains a model, or takes what its folder holds; measures it in float32."""
+        start = time.perf_counter()
+        result = train_classifier_(
+            model,
+            self.train,
+            config=self.config(seed, fine=fine),
+            checkpoint_folder=self.folder_of(job, seed) / "checkpoints",
+            validation=self.test,
+        )
+        seconds = time.perf_counter() - start
+        return {
+            "accuracy": evaluate_classifier(model, self.test),
+            "train_loss": result.history[-1].train_loss,
+            "accuracy_by_epoch": [epoch.validation_accuracy for epoch in result.history],
+            "precision_of_training": result.precision,
+            "steps": result.steps,
+            "seconds_of_last_session": seconds,
+            "steps_of_last_session": result.steps - result.resumed_step,
+        }
+
+    def folder_of(self, job: str, seed: int) -> Path:
+        """Where a job keeps its checkpoints and its result."""
+        return self.folder / f"seed{seed}-{job.replace(', ', '-').replace(' ', '-')}"
+
+    def float_model(self, job: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+        """A trained float network: ResNet-20, or a rival within the budget."""
+        model: nn.Module
+        if job == "float":
+            model = resnet20(seed=seed)
+        else:
+            model = contestants.largest_within(contestants.budget(), shallow=_NARROW[job], seed=seed)
+        return model, self.trained(model, job, seed, fine=False)
+
+
+def jobs(seeds: list[int]) -> list[tuple[int, str]]:
+    """All jobs in their order, seed by seed."""
+    found = [(seed, job) for seed in seeds[:WHOLE_SEEDS] for job in WHOLE]
+    return found + [(seed, job) for seed in seeds[WHOLE_SEEDS:] for job in PARTIAL]
+
+
+def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the jobs that have no result yet.
+
+    Returns:
+        What there is, and what was read.
+    """
+    train, test = _data(options)
+    fine = f"f{options.fine_tune_epochs}-r{options.fine_tune_rate:g}"
+    bench = Bench(options, train, test, options.work / f"e{options.epochs}-{fine}")
+    wanted = jobs(options.seeds[:1] if options.tiny else options.seeds)
+    left = len(wanted) if options.jobs is None else options.jobs
+    rows = []
+    for seed, job in wanted:
+        file = bench.folder_of(job, seed) / "result.json"
+        if not file.exists() and left > 0:
+            left -= 1
+            _write(file, {"seed": seed, "job": job, **_run(bench, job, seed), "ran": _ran(bench, seed)})
+            print(file.parent.name, f"{json.loads(file.read_text())['accuracy']:.4f}", flush=True)
+        if file.exists():
+            rows.append(json.loads(file.read_text(encoding="utf-8")))
+    results = {
+        "network": "ResNet-20",
+        "crossbar": str(CROSSBAR),
+        "weight_bits": BITS,
+        "activation_bits": contestants.ACTIVATION_BITS,
+        "budget": contestants.budget(),
+        "float_training": bench.config(0, fine=False).model_dump(mode="json"),
+        "fine_tuning": bench.config(0, fine=True).model_dump(mode="json"),
+        "jobs_open": len(wanted) - len(rows),
+        "jobs": rows,
+    }
+    return results, {"name": train.name, "train": len(train), "test": len(test)}
+
+
+def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
+    if job.endswith("float"):
+        model, trained = bench.float_model(job, seed)
+        network = contestants.shape_of(model)
+        return {"parameters": _parameters(model), **_chip(model, dense_design(network)), **trained}
+    narrow = f"{job} float"
+    model, before = bench.float_model(narrow if narrow in _NARROW else "float", seed)
+    told: dict[str, Any] = {"accuracy_in_float": before["accuracy"]}
+    network, most = contestants.shape_of(model), contestants.budget()
+    rule, kind = "weighted_mse", job
+    if job.startswith("epitome, "):
+        kind, rule = job.split(", ")
+    masks = None
+    if kind == "pruned":
+        told["pruning_rule"], masks = contestants.pruned_masks(model, bench.train, most)
+    designs: dict[str, Callable[[], NetworkDesign]] = {
+        "epitome": lambda: contestants.uniform_within(network, most),
+        "broad": lambda: contestants.broad_epitome(network),
+        "wrapped": lambda: contestants.uniform_within(network, most, wrapped=True),
+        "designed": lambda: contestants.designed_within(model, bench.train, most),
+    }
+    design = designs.get(kind, lambda: contestants.dense_at_bits(network))()
+    told |= _chip(model, design) | {"parameters": _parameters(model), "rule": rule}
+    if masks is not None:
+        contestants.mask_(model, masks)
+        count = contestants.kept_blocks(network, masks) * num_planes(BITS)
+        dense = told["crossbars"]
+        told |= {"crossbars": count, "ratio": _ratio(told["crossbars_float"], dense, count)}
+        told.pop("modelled")  # the hardware model knows no missing blocks
+    told["residuals"] = {layer.name: layer.residual for layer in convert_(model, design)}
+    quantize_(model, design, crossbar=CROSSBAR, rule=rule)
+    told |= bench.trained(model, job, seed, fine=True)
+    if masks is not None:
+        told["pruned_weights_not_0"] = _revived(model, masks)
+    return told | {"design": design.model_dump(mode="json", exclude_none=True)}
+
+
+def _ran(bench: Bench, seed: int) -> dict[str, Any]:
+    """When and with what code a job ended: the stage's own record is of its last session."""
+    record = run_record(command="job", seed=seed, threads=torch.get_num_threads(), data=bench.train.name)
+    return {name: record[name] for name in ("time_utc", "source", "threads")}
+
+
+def _chip(model: nn.Module, design: NetworkDesign) -> dict[str, Any]:
+    """Crossbars, and of a network in few bits what the model of the chip says."""
+    network = contestants.shape_of(model)
+    # Against ResNet-20 in floats, which the rivals are smaller versions of.
+    whole = contestants.shape_of(resnet20())
+    floats = num_crossbars(whole, dense_design(whole), CROSSBAR)
+    count = num_crossbars(network, design, CROSSBAR)
+    bits = {layer.bits for layer in design.layers.values()}
+    dense = num_crossbars(whole, dense_design(whole, bits=min(bits)), CROSSBAR)
+    told: dict[str, Any] = {"crossbars": count, "crossbars_float": floats, "ratio": _ratio(floats, dense, count)}
+    if bits == {BITS}:
+        cost = hardware_report(network, design, load_hardware("mnsim").with_crossbar(CROSSBAR)).design
+        told["modelled"] = {
+            "latency_s": cost.latency_s,
+            "energy_j": cost.energy_j,
+            "area_m2": cost.area_m2,
+            "num_rounds": cost.num_rounds,
+            "adc_conversions": cost.adc_conversions,
+        }
+    return told
+
+
+def _ratio(floats: int, dense: int, count: int) -> dict[str, float]:
+    """By bits, by what is stored, and in all."""
+    return {"bits": floats / dense, "form": dense / count, "total": floats / count}
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _revived(model: nn.Module, masks: contestants.Masks) -> int:
+    """Weights of pruned blocks that are not 0 after all."""
+    modules = dict(model.named_modules())
+    return sum(int((modules[name].weight.detach()[mask == 0] != 0).sum()) for name, mask in masks.items())  # type: ignore[union-attr]
+
+
+def _data(options: argparse.Namespace) -> tuple[ImageDataset, ImageDataset]:
+    if options.tiny:
+        generator = np.random.default_rng(0)
+        images = generator.integers(0, 256, (64, 3, 32, 32), np.uint8)
+        whole = ImageDataset(images, np.arange(64) % 10, tuple("0123456789"), "noise")
+        return whole, whole.subset(range(16))
+    if options.data is None:
+        raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
+    return load_cifar10(options.data, split="train"), load_cifar10(options.data, split="test")
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def paired(rows: list[dict[str, Any]], first: str, second: str) -> list[float]:
+    """Differences in accuracy of two jobs, in points, over the seeds that have both."""
+    found = {(row["seed"], row["job"]): row["accuracy"] for row in rows}
+    seeds = sorted({seed for seed, _ in found})
+    return [
+        100 * (found[seed, first] - found[seed, second])
+        for seed in seeds
+        if (seed, first) in found and (seed, second) in found
+    ]
