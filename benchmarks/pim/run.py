@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", help="default: 0 to 4; training also takes 3 whole and 2 in part"
     )
-    parser.add_argument("--evaluations", type=int, default=100_000, help="search: designs that a search tries")
+    parser.add_argument("--evaluations", type=int, default=300_000, help="search: designs that a search tries")
     parser.add_argument("--images", type=int, default=64, help="executor: images at once")
     parser.add_argument("--epochs", type=int, default=30, help="training: of the float networks")
     parser.add_argument("--fine-tune-epochs", type=int, default=15, help="training: of each 3-bit network")

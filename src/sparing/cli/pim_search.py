@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--no-wrapped", action="store_true", help="no epitomes whose output channels are copies")
     parser.add_argument(
-        "--evaluations", type=int, default=100_000, metavar="N", help="designs to try (default: 100000)"
+        "--evaluations", type=int, default=300_000, metavar="N", help="designs to try (default: 300000)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default: 0)")
     parser.add_argument("--out", metavar="DESIGN.json", help="save the design")

@@ -109,7 +109,7 @@ def match_design(
     bits: Sequence[int] = (3,),
     wrapped: bool = True,
     seed: int = 0,
-    evaluations: int = 100_000,
+    evaluations: int = 300_000,
     progress: Progress | None = None,
 ) -> MatchedDesign:
     """Finds the design of least error that keeps a budget of crossbars and is no worse than a reference.
