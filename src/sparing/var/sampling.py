@@ -11,7 +11,6 @@ K. Tian et al., *Visual Autoregressive Modeling*, 2024; classifier-free guidance
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,8 +93,8 @@ def _least_allowed(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 def _descending(x: Tensor) -> Tensor:
     if x.device.type == "cpu":
-        # NumPy sorts values alone, with SIMD: eight times faster than PyTorch, which moves their places along. In place:
-        # large arrays of its own ask the kernel for huge pages, and the process grows by hundreds of megabytes.
+        # NumPy sorts values alone, with SIMD: eight times faster than PyTorch, which moves their places along. In
+        # place, since its own large arrays ask for huge pages, and the process grows by hundreds of megabytes.
         values = x.detach().clone(memory_format=torch.contiguous_format)
         values.numpy().sort(-1)
         return values.flip(-1)
