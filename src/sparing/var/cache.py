@@ -1,11 +1,12 @@
 """What a batch carries from scale to scale: modulations, and keys and values in memory taken once."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["EngineState", "KVCache"]
+__all__ = ["CachePool", "EngineState", "KVCache"]
 
 _LEVELS = 127
 
@@ -20,6 +21,7 @@ class KVCache:
         dtype: of what is put in and taken out.
         device: where.
         bits: 8 stores integers with one float32 step a token and head; None stores `dtype`.
+        pool: where its memory comes from; None takes its own.
     """
 
     def __init__(
@@ -32,11 +34,12 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         bits: int | None = None,
+        pool: "CachePool | None" = None,
     ) -> None:
         self.dtype, self.bits = dtype, bits
         shape = (2, rows, num_heads, capacity, head_dim)
-        self._data = torch.empty(shape, dtype=dtype if bits is None else torch.int8, device=device)
-        self._steps = None if bits is None else torch.empty((*shape[:-1], 1), device=device)
+        pool = pool or CachePool(math.prod(shape), head_dim, dtype=dtype, device=device, bits=bits)
+        self._data, self._steps = pool.take(shape)
 
     def extend(self, k: Tensor, v: Tensor, *, begin: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Adds a scale to some rows and returns everything so far.
@@ -70,6 +73,31 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes that the cache takes."""
         return self._data.nbytes + (0 if self._steps is None else self._steps.nbytes)
+
+
+class CachePool:
+    """The memory of several caches in one piece, which an allocator gives back whole instead of keeping its holes.
+
+    Args:
+        numel: keys and values of all of them.
+        head_dim, dtype, device, bits: as of :class:`KVCache`.
+    """
+
+    def __init__(
+        self, numel: int, head_dim: int, *, dtype: torch.dtype, device: torch.device, bits: int | None
+    ) -> None:
+        self._data = torch.empty(numel, dtype=dtype if bits is None else torch.int8, device=device)
+        self._steps = None if bits is None else torch.empty(numel // head_dim, device=device)
+        self._taken = 0
+
+    def take(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Hands out room for values of a shape, and for one step for each of its last axis."""
+        begin, end = self._taken, self._taken + math.prod(shape)
+        self._taken = end
+        data = self._data[begin:end].view(shape)
+        if self._steps is None:
+            return data, None
+        return data, self._steps[begin // shape[-1] : end // shape[-1]].view(*shape[:-1], 1)
 
 
 @dataclass

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, ShapeError
 from sparing.quant import Int8Linear
-from sparing.var.cache import EngineState, KVCache
+from sparing.var.cache import CachePool, EngineState, KVCache
 from sparing.var.formats import make_linear
 from sparing.var.layer import EngineLayer, Observer, modulated
+from sparing.var.memory import return_freed_memory
 from sparing.var.plan import CompressionPlan
 from sparing.var.quantizer import MultiScaleQuantizer
 from sparing.var.sampling import SamplingSettings, guide, sample_tokens
@@ -27,6 +28,8 @@ from sparing.var.transformer import VARTransformer, check_labels
 __all__ = ["Engine"]
 
 _TOKENS_AT_ONCE = 256
+_TOKENS_THAT_LEAVE_MUCH = 1024
+"""From here on, what a scale leaves in the allocator is worth the milliseconds of giving it back."""
 
 
 class Engine(nn.Module):
@@ -88,25 +91,32 @@ class Engine(nn.Module):
         scale, shift = model.head_nm.ada_lin(embedding.to(model.head.weight.dtype)).float().chunk(2, -1)
         start = embedding[where][:, None] + model.pos_start.float() + self.places[:, : config.scale_sizes[0]]
         state = EngineState(len(labels), guided, modulations, (1 + scale[where][:, None], shift[where][:, None]), start)
-        state.caches = [self._layer_caches(i, state, labels.device) for i in range(config.depth)]
+        state.caches = self._caches(state, labels.device)
         return state
 
-    def _layer_caches(self, layer: int, state: EngineState, device: torch.device) -> list[KVCache]:
+    def _caches(self, state: EngineState, device: torch.device) -> list[list[KVCache]]:
         config, plan = self.config, self.plan
         bits = None if plan is None or plan.precision is None else plan.precision.kv_bits
-        sharing = plan.sharing if plan is not None and state.guided else None
-        first = None if sharing is None else sharing.first_scale[layer]
-        total = config.num_tokens
+        sizes = [self._cache_sizes(layer, state) for layer in range(config.depth)]
+        numel = 2 * config.embed_dim * sum(rows * capacity for layer in sizes for rows, capacity in layer)
+        pool = CachePool(numel, config.head_dim, dtype=self.dtype, device=device, bits=bits)
 
         def cache(rows: int, capacity: int) -> KVCache:
-            return KVCache(
-                rows, config.num_heads, config.head_dim, capacity=capacity, dtype=self.dtype, device=device, bits=bits
-            )
+            heads, dim = config.num_heads, config.head_dim
+            return KVCache(rows, heads, dim, capacity=capacity, dtype=self.dtype, device=device, bits=bits, pool=pool)
 
+        return [[cache(rows, capacity) for rows, capacity in layer] for layer in sizes]
+
+    def _cache_sizes(self, layer: int, state: EngineState) -> list[tuple[int, int]]:
+        """Rows and tokens of a layer's caches."""
+        config = self.config
+        sharing = self.plan.sharing if self.plan is not None and state.guided else None
+        first = None if sharing is None else sharing.first_scale[layer]
+        total = config.num_tokens
         if sharing is None or first is None:
-            return [cache(len(state.start), total)]
+            return [(len(state.start), total)]
         until = config.scale_starts[first] if sharing.variant == "output" else total
-        return [cache(state.num_images, total), cache(state.num_images, until)]
+        return [(state.num_images, total), (state.num_images, until)]
 
     @torch.inference_mode()
     def step(self, state: EngineState, x: Tensor | None = None) -> Tensor:
@@ -205,6 +215,8 @@ class Engine(nn.Module):
         f_hat = torch.zeros(())
         for scale in range(num_scales):
             x = self.step(state, x)
+            if x.device.type == "cpu" and x.shape[:2].numel() >= _TOKENS_THAT_LEAVE_MUCH:
+                return_freed_memory()
             tokens.append(self._draw(x, state, settings.strength(scale, num_scales), settings, generator))
             with torch.inference_mode():
                 added = quantizer.upsampled(tokens[-1], scale)
