@@ -43,23 +43,10 @@ from sparing.vision import (
 )
 
 _NARROW = {"narrow float": False, "shallow float": True}
-# The most telling first. The first seeds run all of them, the others what the range rules need.
-WHOLE = (
-    "float",
-    "epitome",
-    "narrow float",
-    "narrow",
-    "pruned",
-    "dense",
-    "epitome, max",
-    "designed",
-    "broad",
-    "shallow float",
-    "shallow",
-    "wrapped",
-    "epitome, overlap",
-)
-PARTIAL = ("float", "epitome", "epitome, max")
+# The most telling first, over their seeds: at equal crossbars, then the range rules, then each of the rest.
+EQUAL_CROSSBARS = ("float", "epitome", "narrow float", "narrow", "pruned")
+RANGE_RULES = ("float", "epitome", "epitome, max")
+OTHERS = ("designed", "dense", "shallow float", "shallow", "wrapped", "broad", "epitome, overlap")
 WHOLE_SEEDS = 3
 
 
@@ -121,9 +108,12 @@ class Bench:
 
 
 def jobs(seeds: list[int]) -> list[tuple[int, str]]:
-    """All jobs in their order, seed by seed."""
-    found = [(seed, job) for seed in seeds[:WHOLE_SEEDS] for job in WHOLE]
-    return found + [(seed, job) for seed in seeds[WHOLE_SEEDS:] for job in PARTIAL]
+    """All jobs in their order; the first seeds run all, the others what the range rules need."""
+    whole = seeds[:WHOLE_SEEDS]
+    found = [(seed, job) for seed in whole for job in EQUAL_CROSSBARS]
+    found += [(seed, job) for seed in seeds for job in RANGE_RULES]
+    found += [(seed, job) for job in OTHERS for seed in whole]
+    return list(dict.fromkeys(found))
 
 
 def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
