@@ -33,7 +33,7 @@ $(VENV)/.stamp-build: constraints/cpu.txt
 
 $(VENV)/.stamp-package: $(VENV)/.stamp-build pyproject.toml $(NATIVE_SOURCES)
 	@echo "--- building sparing in place and installing what the tests need (PyTorch is the large part)"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python $(PIP) --no-build-isolation -e '.[build,text,var,plot,eval,test]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python $(PIP) --no-build-isolation -e '.[build,full-test]'
 	touch $@
 
 # sparing itself is there already, so these add only what the extra names.

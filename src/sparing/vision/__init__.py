@@ -27,6 +27,7 @@ from sparing.vision.resnet import (
     resnet50,
     resnet101,
 )
+from sparing.vision.steps import TrainingStep
 from sparing.vision.vgg import VGG, VGGConfig, vgg16, vgg16_bn
 from sparing.vision.weights import Classifier, SavedClassifier, load_classifier, save_classifier
 
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "ResNetConfig",
     "SavedClassifier",
     "TrainingResult",
+    "TrainingStep",
     "VGG",
     "VGGConfig",
     "evaluate_classifier",

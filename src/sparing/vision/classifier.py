@@ -24,6 +24,7 @@ from sparing.vision.classifier_config import (
 )
 from sparing.vision.datasets import ImageDataset
 from sparing.vision.inference import evaluate_classifier
+from sparing.vision.steps import TrainingStep
 
 __all__ = ["train_classifier_"]
 
@@ -43,6 +44,7 @@ def train_classifier_(
     checkpoint_folder: str | os.PathLike[str] | None = None,
     validation: ImageDataset | None = None,
     device: torch.device | str | None = None,
+    step: TrainingStep | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Trains a classifier in place.
@@ -59,6 +61,7 @@ def train_classifier_(
         checkpoint_folder: where checkpoints are kept; None keeps none.
         validation: images to measure accuracy on after each epoch.
         device: where to train; None: where the model is.
+        step: what a step computes, for example under faults; None: the gradients of the batch's loss.
         progress: called after each step with the steps done; may raise to stop.
 
     Returns:
@@ -81,7 +84,7 @@ def train_classifier_(
         raise ArgumentError(
             f"validation: expected the classes of dataset {dataset.class_names}, got {validation.class_names}"
         )
-    training = _Training(model, dataset, config, device, checkpoint_folder)
+    training = _Training(model, dataset, config, device, checkpoint_folder, step)
     cuda = [training.device] if training.device.type == "cuda" else []
     # Dropout draws from torch's global generator: it is seeded for each step here, and left as it was.
     with torch.random.fork_rng(devices=cuda):
@@ -98,8 +101,9 @@ class _Training:
         config: ClassifierTrainingConfig,
         device: torch.device | str | None,
         folder: str | os.PathLike[str] | None,
+        rule: TrainingStep | None,
     ) -> None:
-        self.dataset, self.config = dataset, config
+        self.dataset, self.config, self.rule = dataset, config, rule
         self.sampler = EpochSampler(len(dataset), config.batch_size, seed=config.seed)
         if (
             config.crop_padding
@@ -119,6 +123,8 @@ class _Training:
         found: Checkpoint | None = None
         if folder is not None:
             identity = _identity(model, dataset, config, self.precision)
+            if rule is not None:
+                identity["step"] = rule.describe()
             self.checkpoints = CheckpointFolder(folder, kind=_KIND, config=identity)
             found = self.checkpoints.latest()
         # Only now, with nothing left to refuse, the model changes.
@@ -168,16 +174,23 @@ class _Training:
             images = random_flip(images, generator)
         x = to_float(images.to(self.device)).contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(self.dataset.labels[chosen]).to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.model(x)
-        if logits.shape != (len(x), self.dataset.num_classes):
-            raise ShapeError(
-                f"model: expected logits of shape {(len(x), self.dataset.num_classes)} for {self.dataset.name!r}, "
-                f"got {tuple(logits.shape)}"
-            )
-        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+
+        def loss_of() -> Tensor:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+                logits = self.model(x)
+            if logits.shape != (len(x), self.dataset.num_classes):
+                raise ShapeError(
+                    f"model: expected logits of shape {(len(x), self.dataset.num_classes)} for {self.dataset.name!r}, "
+                    f"got {tuple(logits.shape)}"
+                )
+            return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.rule is None:
+            loss = loss_of()
+            loss.backward()
+        else:
+            loss = self.rule(loss_of, self.model, self.step)
         self.optimizer.step()
         return loss.detach()
 

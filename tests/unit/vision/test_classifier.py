@@ -267,3 +267,37 @@ def test_logits_and_features_are_those_of_two_passes():
     logits, features = logits_and_features(model, images)
     np.testing.assert_array_equal(features, penultimate_features(model, images))
     np.testing.assert_allclose(logits, predict(model, images).numpy(), atol=1e-6)
+
+
+class Twice:
+    """Adds up the gradients of two passes: with half the rate, a step of plain training without momentum."""
+
+    def __init__(self, share=1.0):
+        self.share = share
+
+    def describe(self):
+        return {"name": "twice", "share": self.share}
+
+    def __call__(self, loss_of, model, step):
+        for _ in range(2):
+            loss = self.share * loss_of()
+            loss.backward()
+        return loss.detach()
+
+
+def test_a_step_of_ones_own(squares):
+    once, twice = tiny(), tiny()
+    config = change(epochs=1, weight_decay=0.0)
+    train_classifier_(once, squares, config=config)
+    train_classifier_(twice, squares, config=config, step=Twice(share=0.5))
+    for name, parameter in once.named_parameters():
+        torch.testing.assert_close(parameter, twice.get_parameter(name), rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_of_ones_own_is_remembered(squares, tmp_path):
+    train = lambda step: train_classifier_(tiny(), squares, config=CONFIG, checkpoint_folder=tmp_path, step=step)  # noqa: E731
+    train(Twice())
+    with pytest.raises(ConfigError, match=r"step\.share: saved 1\.0, now 0\.5"):
+        train(Twice(share=0.5))
+    with pytest.raises(ConfigError, match="step"):
+        train(None)
