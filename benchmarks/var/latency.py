@@ -64,6 +64,13 @@ def int8_plan(pipe: VARPipeline, *, shared: bool) -> CompressionPlan:
     )
 
 
+def compiled_column(name: str, device: str, *, half: torch.dtype) -> dict[str, tuple[str, Draw]]:
+    """Ours with fewer launches: fused passes, and CUDA graphs where there are any. The first round compiles."""
+    pipe = random_pipeline(name, dtype=half, device=device)
+    pipe.compile_()
+    return {f"ours, {str(half).removeprefix('torch.')}, compiled": ("exact", lambda labels: pipe(labels, **SETTINGS))}
+
+
 def contestants(name: str, device: str, *, half: torch.dtype) -> dict[str, tuple[str, Draw]]:
     """From a column's name to what it is (exact or lossy) and how it draws."""
     whole = random_pipeline(name, device=device)
@@ -87,11 +94,23 @@ def contestants(name: str, device: str, *, half: torch.dtype) -> dict[str, tuple
 
 
 def measure(
-    name: str, *, batch_sizes: list[int], rounds: int, device: str = "cpu", only: list[str] | None = None
+    name: str,
+    *,
+    batch_sizes: list[int],
+    rounds: int,
+    device: str = "cpu",
+    only: list[str] | None = None,
+    compiled: bool | None = None,
 ) -> Any:
-    """Best, median and worst of the rounds for each column and batch size; columns take turns."""
+    """Best, median and worst of the rounds for each column and batch size; columns take turns.
+
+    `compiled` adds a column; by default on GPUs.
+    """
     half = torch.bfloat16 if device == "cpu" else torch.float16
-    columns = {n: c for n, c in contestants(name, device, half=half).items() if not only or any(o in n for o in only)}
+    columns = contestants(name, device, half=half)
+    if compiled or (compiled is None and device != "cpu"):
+        columns |= compiled_column(name, device, half=half)
+    columns = {n: c for n, c in columns.items() if not only or any(o in n for o in only)}
     results = []
     for batch in batch_sizes:
         labels = torch.arange(batch, device=device) * 7 % 1000

@@ -29,6 +29,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--num", type=int, default=8, metavar="N", help="images a class (default: 8)")
     parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images drawn at once (default: 64)")
+    parser.add_argument("--compile", action="store_true", help="fewer launches; pays on a GPU, for many batches")
     sampling_options(parser)
     run_options(parser)
 
@@ -48,6 +49,8 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     pipe = open_pipeline(arguments)
     set_precision_(pipe, arguments.precision)
+    if arguments.compile:
+        pipe.compile_()
     labels = torch.tensor(resolve_classes(pipe, arguments.classes)).repeat_interleave(arguments.num)
     # One generator for all batches: images depend on the seed and on the size of the batches alone.
     generator = torch.Generator(pipe.device).manual_seed(arguments.seed)

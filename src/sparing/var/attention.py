@@ -99,6 +99,11 @@ class ScaleAttention:
             self._mask = mask.to(device)[None]
         return self._mask
 
+    @property
+    def is_tiled(self) -> bool:
+        """Whether windows are computed in tiles; known once it has attended."""
+        return self._tiles is not None
+
     def _prepare(self) -> None:
         self._prepared = True
         if self._widths is not None and self._patch_nums[self._scale] ** 2 >= _TILED_QUERIES:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,6 +113,8 @@ class EngineState:
         start: (R, n, C) input of the first scale.
         caches: for each layer that of all rows; with sharing by output, that of the rows with the class, and
             that of the others while they still attend.
+        scale: the next one.
+        held: the memory at fixed addresses that it has on loan from :class:`~sparing.var.compiled.StepGraphs`, if any.
     """
 
     num_images: int
@@ -121,6 +124,7 @@ class EngineState:
     start: Tensor
     caches: list[list[KVCache]] = field(default_factory=list)
     scale: int = 0
+    held: Any = field(default=None, repr=False)
 
     @property
     def cache_bytes(self) -> int:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from sparing.errors import ArgumentError, ShapeError
 from sparing.quant import Int8Linear
 from sparing.var.cache import CachePool, EngineState, KVCache
+from sparing.var.compiled import StepGraphs, fused_passes
 from sparing.var.formats import make_linear
-from sparing.var.layer import EngineLayer, Observer, modulated
+from sparing.var.layer import EngineLayer, Observer, Passes, modulated
 from sparing.var.memory import return_freed_memory
 from sparing.var.plan import CompressionPlan
 from sparing.var.quantizer import MultiScaleQuantizer
@@ -62,6 +63,7 @@ class Engine(nn.Module):
         )
         self.head = make_linear(transformer.head.weight, transformer.head.bias, formats.get("head"), dtype=self.dtype)
         self.places = transformer.places().detach().float()
+        self._graphs: StepGraphs | None = None
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -91,7 +93,10 @@ class Engine(nn.Module):
         scale, shift = model.head_nm.ada_lin(embedding.to(model.head.weight.dtype)).float().chunk(2, -1)
         start = embedding[where][:, None] + model.pos_start.float() + self.places[:, : config.scale_sizes[0]]
         state = EngineState(len(labels), guided, modulations, (1 + scale[where][:, None], shift[where][:, None]), start)
-        state.caches = self._caches(state, labels.device)
+        if self._graphs is None:
+            state.caches = self._caches(state, labels.device)
+        else:
+            self._graphs.lend_(state, lambda: self._caches(state, labels.device))
         return state
 
     def _caches(self, state: EngineState, device: torch.device) -> list[list[KVCache]]:
@@ -131,7 +136,8 @@ class Engine(nn.Module):
 
         Raises:
             ShapeError: `x` has not the scale's shape.
-            ArgumentError: all scales are done.
+            ArgumentError: all scales are done, or with CUDA graphs another batch of this size was begun since.
+            ConfigError: the scale cannot be recorded into a CUDA graph.
         """
         scale = state.scale
         if scale >= len(self.config.patch_nums):
@@ -140,9 +146,18 @@ class Engine(nn.Module):
         expected = (len(state.start), self.config.scale_sizes[scale], self.config.embed_dim)
         if tuple(x.shape) != expected:
             raise ShapeError(f"x: expected {expected} at scale {scale}, got {tuple(x.shape)}")
+        if state.held is not None:
+            state.held.check(state)
+        if state.held is None or any(layer.observer is not None for layer in self._layers()):
+            x = self._through_layers(x, state, scale)
+        else:
+            x = state.held.step(x, scale)
+        state.scale += 1
+        return x
+
+    def _through_layers(self, x: Tensor, state: EngineState, scale: int) -> Tensor:
         for layer in self.layers:
             x = layer(x, state, scale)
-        state.scale += 1
         return x
 
     @torch.inference_mode()
@@ -253,6 +268,34 @@ class Engine(nn.Module):
         """
         for layer in self._layers():
             layer.observer = observer
+
+    def compile_(self, *, fuse: bool = True, graphs: bool | None = None) -> None:
+        """Computes the same in fewer launches; :meth:`VARPipeline.compile_` says what and when it helps.
+
+        Args:
+            fuse: compile the passes between the products.
+            graphs: record each scale's layers into a CUDA graph; None does so on CUDA.
+
+        Raises:
+            ArgumentError: graphs on a device that has none.
+            ConfigError: PyTorch cannot compile here. Nothing changes then.
+        """
+        device = self.places.device
+        if graphs and device.type != "cuda":
+            raise ArgumentError(f"graphs: only on CUDA, but the model is on {device}; take graphs=None or False")
+        passes = fused_passes(next(self._layers()), device) if fuse else Passes()
+        for layer in self._layers():
+            layer.passes = passes
+        self._graphs = None
+        if graphs or (graphs is None and device.type == "cuda"):
+            self._graphs = StepGraphs(self, layers=self._through_layers, can_record=self._can_record)
+
+    def uncompile_(self) -> None:
+        """Takes :meth:`compile_` back: the same bits as before."""
+        self.compile_(fuse=False, graphs=False)
+
+    def _can_record(self, scale: int) -> bool:
+        return not any(layer.waits_for_host(scale) for layer in self._layers())
 
     def _layers(self) -> Iterator[EngineLayer]:
         return (cast("EngineLayer", layer) for layer in self.layers)

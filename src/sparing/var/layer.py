@@ -6,6 +6,7 @@ R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024, sections 4.1 to 4.3. Letters a
 import itertools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from sparing.var.formats import attention_rounding, make_linear
 from sparing.var.plan import CompressionPlan, SharingPlan
 from sparing.var.transformer import Block, attention_factors
 
-__all__ = ["EngineLayer", "Observer", "modulated"]
+__all__ = ["EngineLayer", "Observer", "Passes", "modulated"]
 
 _NORM_EPS = 1e-6
 _TINY = 1e-12
@@ -31,6 +32,35 @@ Observer = Callable[[int, int, dict[str, Tensor]], None]
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm without learned weights, then ·scale + shift; shapes (R, n, C) and (R, 1, C)."""
     return torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=_NORM_EPS), scale)
+
+
+def _normed(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    return modulated(x, scale, shift).to(dtype)
+
+
+def _gated(
+    x: Tensor, added: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    x = torch.addcmul(x, added, gate)
+    return x, modulated(x, scale, shift).to(dtype)
+
+
+def _units(q: Tensor, k: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _unit(q, factors), _unit(k, None)
+
+
+class Passes(NamedTuple):
+    """What lies between the products of a layer; :meth:`Engine.compile_` puts others in their place.
+
+    Attributes:
+        normed: (x, scale, shift, dtype) to the modulated norm in the dtype.
+        gated: (x, added, gate, scale, shift, dtype) to x + added · gate, and the modulated norm of that in the dtype.
+        units: (q, k, factors or None) to both with length 1, and q times its head's factor.
+    """
+
+    normed: Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor] = _normed
+    gated: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]] = _gated
+    units: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]] = _units
 
 
 class EngineLayer(nn.Module):
@@ -80,6 +110,7 @@ class EngineLayer(nn.Module):
         self.attentions: dict[int, ScaleAttention] = {}
         self.rounding = attention_rounding(plan)
         self.observer: Observer | None = None
+        self.passes = Passes()
         self.dtype = dtype
 
     def modulation(self, block: Block, condition: Tensor) -> Tensor:
@@ -95,10 +126,11 @@ class EngineLayer(nn.Module):
         for rows in self._pieces(x, state, scale):
             gamma1, gamma2, scale1, scale2, shift1, shift2 = (t[rows] for t in state.modulations[self.index])
             piece = x[rows]
-            normed = modulated(piece, scale1, shift1).to(self.dtype)
-            piece = torch.addcmul(piece, self._attention(normed, state, scale, rows), gamma1)
-            inside = self.fc1(modulated(piece, scale2, shift2).to(self.dtype))
-            torch.addcmul(piece, self.fc2(inside), gamma2, out=out[rows])
+            normed = self.passes.normed(piece, scale1, shift1, self.dtype)
+            attention = self._attention(normed, state, scale, rows)
+            piece, normed = self.passes.gated(piece, attention, gamma1, scale2, shift2, self.dtype)
+            del attention  # it would lie beside fc1's output, where memory is highest
+            torch.addcmul(piece, self.fc2(self.fc1(normed)), gamma2, out=out[rows])
         return out
 
     def _pieces(self, x: Tensor, state: EngineState, scale: int) -> list[slice]:
@@ -140,8 +172,7 @@ class EngineLayer(nn.Module):
         qkv: Tensor = self.qkv(x)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.normalised:
-            q = _unit(q, self.factors)
-            k = _unit(k, None)
+            q, k = self.passes.units(q, k, self.factors)
         if self.rounding is not None:
             q, k, v = (self.rounding(t) for t in (q, k, v))
         return q, k, v
@@ -174,6 +205,10 @@ class EngineLayer(nn.Module):
         if self.observer is not None:
             self.observer(self.index, scale, {"output": out})
         return out
+
+    def waits_for_host(self, scale: int) -> bool:
+        """Whether this scale's attention, once it has run, needs the host in its midst: no CUDA graph can hold it."""
+        return self._attention_at(scale).is_tiled
 
     def _attention_at(self, scale: int) -> ScaleAttention:
         if scale not in self.attentions:

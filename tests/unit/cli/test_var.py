@@ -262,6 +262,18 @@ def test_a_stopped_tokenizer_ends_in_the_same_bytes(monkeypatch, images, tmp_pat
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def test_sample_compiled(capsys, pipeline, tmp_path, monkeypatch):
+    from sparing.var import VARPipeline
+
+    calls = []
+    monkeypatch.setattr(VARPipeline, "compile_", lambda pipe: calls.append(pipe.device.type))
+    sample = ["sample", pipeline, "--num", 1, "--out", tmp_path / "grid.png"]
+    run_json(capsys, *sample)
+    assert not calls
+    run_json(capsys, *sample, "--compile")
+    assert calls == ["cpu"]
+
+
 def test_sample(capsys, pipeline, tmp_path):
     out = tmp_path / "grid.png"
     answer = run_json(capsys, "sample", pipeline, "--classes", "red,0", "--num", 3, "--seed", 4, "--out", out)
