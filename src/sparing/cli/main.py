@@ -26,7 +26,7 @@ _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
     # Here and not above, so that a Ctrl-C while NumPy and SciPy load is met like any other.
-    from sparing.cli import pim, var
+    from sparing.cli import faults, nas, pim, var
 
     parser = argparse.ArgumentParser(prog="sparing", description=(sparing.__doc__ or "").splitlines()[0])
     parser.add_argument("--version", action="version", version=f"sparing {sparing.__version__}")
@@ -34,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_hybrid(groups)
     var.add_commands(groups)
     pim.add_commands(groups)
+    faults.add_commands(groups)
+    nas.add_commands(groups)
     return parser
 
 

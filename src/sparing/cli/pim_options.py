@@ -1,10 +1,9 @@
 """What the commands of `sparing pim` share: naming a network and a chip, and opening them."""
 
 import argparse
-import importlib.util
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sparing.cli.user_models import network_from_file
 from sparing.cli.var_options import integers
 from sparing.errors import ArgumentError
 
@@ -98,34 +97,6 @@ def _input_of(model: "nn.Module") -> tuple[int, int, int]:
 
 
 def _from_file(arguments: argparse.Namespace) -> "nn.Module":
-    from torch import nn
-
-    name, _, function = arguments.network.rpartition(":")
     if arguments.num_classes is not None:
         raise ArgumentError("--num-classes: expected for a named network only; a factory of yours decides itself")
-    path = Path(name)
-    if not path.is_file():
-        raise ArgumentError(f"network: expected a file, got {name!r}")
-    factory = getattr(_imported(path), function, None)
-    if not callable(factory):
-        raise ArgumentError(f"network: expected a function {function!r} in {path.name}, found none")
-    model = _run(path, factory)
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"network: expected {function} to return a torch.nn.Module, got {type(model).__name__}")
-    return model
-
-
-def _imported(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ArgumentError(f"network: {path.name} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    _run(path, lambda: spec.loader.exec_module(module))
-    return module
-
-
-def _run(path: Path, work: Any) -> Any:
-    try:
-        return work()
-    except Exception as error:  # whatever goes wrong in a file of the user's
-        raise ArgumentError(f"network: {path.name} failed: {type(error).__name__}: {error}") from error
+    return network_from_file(arguments.network)

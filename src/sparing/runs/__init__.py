@@ -2,6 +2,14 @@
 
 from sparing.runs.artifact import Artifact, read_artifact, verify_artifact, write_artifact
 from sparing.runs.checkpoints import Checkpoint, CheckpointFolder
+from sparing.runs.executors import (
+    InProcessExecutor,
+    ProcessExecutor,
+    RayExecutor,
+    Shared,
+    WorkExecutor,
+    open_executor,
+)
 from sparing.runs.generations import current_generation, replace_folder, verify_folder
 from sparing.runs.optimizers import load_optimizer_, optimizer_tensors
 from sparing.runs.progress import Progress
@@ -11,9 +19,15 @@ __all__ = [
     "Artifact",
     "Checkpoint",
     "CheckpointFolder",
+    "InProcessExecutor",
+    "ProcessExecutor",
     "Progress",
+    "RayExecutor",
+    "Shared",
+    "WorkExecutor",
     "current_generation",
     "load_optimizer_",
+    "open_executor",
     "optimizer_tensors",
     "read_artifact",
     "replace_folder",

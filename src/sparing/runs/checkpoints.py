@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, MissingExtraError, VersionError
+from sparing.runs.documents import differences
 from sparing.runs.generations import current_generation, replace_folder, verify_folder
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class CheckpointFolder:
             raise FormatError(
                 f"{self._path}: holds a checkpoint of kind {header.kind!r}, expected {self._kind!r}: use another folder"
             )
-        differing = _differences(header.config, self._config)
+        differing = differences(header.config, self._config)
         if differing:
             raise ConfigError(
                 f"config: {self._path} holds a checkpoint of a run with other settings: {'; '.join(differing)}. "
@@ -223,20 +224,6 @@ def _json_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if back != given:
         raise ArgumentError(f"{name}: JSON does not give it back equal; use string keys, and lists rather than tuples")
     return back
-
-
-def _differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Describes each leaf that differs, by its dotted name."""
-    found: list[str] = []
-    for key in sorted({*saved, *given}):
-        old, new = saved.get(key), given.get(key)
-        if key in saved and key in given and isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif key not in saved or key not in given or old != new:
-            was = repr(old) if key in saved else "absent"
-            now = repr(new) if key in given else "absent"
-            found.append(f"{prefix}{key}: saved {was}, now {now}")
-    return found
 
 
 def _packages() -> tuple[ModuleType, ModuleType]:

@@ -1,12 +1,13 @@
 """JSON documents that say what they are: a schema, a version, and fields that a pydantic model describes."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from sparing.errors import FormatError, VersionError
 
-__all__ = ["parse_document"]
+__all__ = ["differences", "parse_document"]
 
 _Document = TypeVar("_Document", bound=BaseModel)
 
@@ -48,3 +49,17 @@ def parse_document(
         return kind.model_validate_json(data)
     except ValidationError as error:
         raise FormatError.from_validation(f"{name}: not {what}", error) from None
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Describes each leaf of JSON values that differs, by its dotted name, as ``seed: saved 0, now 1``."""
+    found: list[str] = []
+    for key in sorted({*saved, *given}):
+        old, new = saved.get(key), given.get(key)
+        if key in saved and key in given and isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif key not in saved or key not in given or old != new:
+            was = repr(old) if key in saved else "absent"
+            now = repr(new) if key in given else "absent"
+            found.append(f"{prefix}{key}: saved {was}, now {now}")
+    return found

@@ -1,0 +1,127 @@
+"""Accuracy against fault rate: paired draws, stopped when the mean is known well enough, and resumed.
+
+Sources: X. Ning et al., *FTT-NAS*, arXiv 2003.10375, 2020 (accuracy under faults); for common random numbers and
+sequential stopping any textbook on simulation, for example A. Law, *Simulation Modeling and Analysis*, chapters 9, 11.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from sparing.errors import ArgumentError
+from sparing.faults.campaign_counts import FaultPoint
+from sparing.faults.campaign_result import CampaignConfig, CampaignResult
+from sparing.faults.campaign_runs import Batches, run_points
+from sparing.faults.models import FaultModel, FaultSum
+from sparing.runs.progress import Progress
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    model: nn.Module,
+    batches: Batches,
+    fault: FaultModel,
+    rates: Sequence[float],
+    *,
+    config: CampaignConfig | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    parallel: Literal["processes", "ray"] = "processes",
+    progress: Progress | None = None,
+) -> CampaignResult:
+    """Measures a network's accuracy under faults of several rates.
+
+    Draw d has the same generators for every rate and network, so that differences between them are known with far fewer
+    draws than each alone; see :func:`compare`. After each draw the interval of the mean (Student's t) is computed, and
+    a rate stops when it is narrow enough. Stopping by what was seen makes the interval hold a little less often than
+    `config.confidence` says; with ``half_width=None`` it does not. The interval is of the mean over draws for these
+    images: it says nothing of other images.
+
+    Args:
+        model: maps a batch of images to logits `n × classes`. Where faults are of 8-bit numbers, make it fixed-point
+            first (:func:`fixed_point_`). Its weights are changed during each draw and restored bit for bit; it stays
+            on its device and in its mode, and is measured in evaluation mode.
+        batches: images as the model takes them, and their classes. Faults of features are drawn batch by batch: other
+            batches are other faults.
+        fault: the model of faults; its own rate is replaced by `rates`.
+        rates: one or more, different, each 0 or more and within what the model of faults takes. 0 is measured once,
+            without draws.
+        config: how much is drawn; None: the defaults.
+        include: names or patterns of sites, as of :func:`inject`.
+        exclude: sites left out.
+        folder: each draw is recorded in it before the next, and a killed campaign goes on from there to the same bytes;
+            the same folder may be given again with the same arguments only. None: nothing is kept.
+        workers: how many draws at a time, each in a process of its own; the result is the same for any number, as far
+            as PyTorch computes the same with its share of the threads.
+        parallel: where workers are; ``"ray"`` takes the cluster that this process is connected to.
+        progress: called as ``("draws", done, total)``; `total` is an estimate until the last rate stops.
+
+    Returns:
+        One point a rate, in the order of `rates`.
+
+    Raises:
+        ArgumentError: no or repeated rates, no batch, no worker, an unknown site, a model without sites, or one that
+            cannot be sent to workers.
+        ConfigError: a rate out of the fault model's range, or a folder with another campaign (each difference is
+            named).
+        ShapeError, DtypeError: batches that are not images and classes, or a model that gives no logits for them.
+        BusyError: another process is at work in the folder.
+        FormatError: the folder holds something else, or was altered.
+        MissingExtraError: Ray is not installed.
+
+    Example:
+        >>> result = sweep(model, batches, StuckAt(form="bit"), [0, 0.04, 0.08], folder="runs/a")  # doctest: +SKIP
+        >>> [(point.rate, point.mean, point.low, point.high) for point in result.points]  # doctest: +SKIP
+    """
+    points = [
+        FaultPoint(
+            label=f"{rate:.12g}",
+            rate=rate,
+            fault=fault.with_rate(rate) if rate or isinstance(fault, FaultSum) else None,
+            include=_tuple(include),
+            exclude=_tuple(exclude),
+        )
+        for rate in _checked(rates)
+    ]
+    return run_points(
+        model,
+        batches,
+        points,
+        kind="rates",
+        fault=_without_rate(fault),
+        config=config or CampaignConfig(),
+        folder=folder,
+        workers=workers,
+        parallel=parallel,
+        progress=progress,
+    )
+
+
+def _without_rate(fault: FaultModel) -> dict[str, Any]:
+    """The fault model as JSON, without what the sweep replaces."""
+    described = fault.model_dump(mode="json")
+    first = described["faults"][0] if isinstance(fault, FaultSum) else described
+    del first[fault.rate_name]
+    return described
+
+
+def _checked(rates: Sequence[float]) -> list[float]:
+    values = [float(rate) for rate in rates]
+    if not values:
+        raise ArgumentError("rates: expected one or more, got none")
+    bad = [rate for rate in values if not math.isfinite(rate) or rate < 0]
+    if bad:
+        raise ArgumentError(f"rates: expected finite numbers of 0 or more, got {bad[0]}")
+    if len({f"{rate:.12g}" for rate in values}) < len(values):
+        raise ArgumentError(f"rates: expected different ones, got {values}")
+    return values
+
+
+def _tuple(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)

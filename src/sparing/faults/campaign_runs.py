@@ -1,0 +1,292 @@
+"""How a campaign runs: points measured draw by draw, in one order whatever the workers, and resumed in that order.
+
+Order: draw 0 of every point, draw 1 of every point that has not stopped, and so on. Several draws may be computed at a
+time, and ahead of what the stopping rule still wants; what it does not want is thrown away unseen, so records and
+result are those of one worker.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sparing.errors import ArgumentError, DtypeError, ShapeError
+from sparing.faults.campaign_counts import DrawCounts, FaultPoint
+from sparing.faults.campaign_records import CampaignFolder, DrawRecord
+from sparing.faults.campaign_result import RESULT_FILE, CampaignConfig, CampaignResult
+from sparing.faults.injection import inject
+from sparing.faults.portable import network_from_bytes, network_to_bytes
+from sparing.runs.executors import Shared, WorkExecutor, open_executor
+from sparing.runs.progress import Progress
+
+__all__ = ["Batches", "check_batches", "example_images", "run_points"]
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Images as the network takes them, first axis images, and their classes (integers), batch by batch."""
+
+_EXAMPLES = 32
+_AHEAD = 2  # draws a worker, in work and waiting
+
+
+class _Work:
+    """What every draw needs; in another process, a copy of it."""
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, points: Sequence[FaultPoint], config: CampaignConfig, clean: Tensor
+    ) -> None:
+        self.model, self.batches, self.points, self.config, self.clean = model, batches, points, config, clean
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "model": network_to_bytes(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, model=network_from_bytes(state["model"]))
+
+
+def _measure(shared: "Shared[_Work]", number: int, draw: int) -> DrawRecord:
+    """One draw of one point."""
+    work = shared.get()
+    point = work.points[number]
+    if point.fault is None:
+        raise AssertionError("unreachable: nothing is drawn without faults")
+    with inject(
+        work.model,
+        point.fault,
+        seed=work.config.seed,
+        draw=draw,
+        transient=work.config.transient,
+        include=point.include,
+        exclude=point.exclude,
+        example=example_images(work.model, work.batches),
+    ) as injection:
+        predictions = _predictions(work.model, work.batches)
+        hits = sum(injection.hits.values())
+    labels = torch.cat([labels for _, labels in work.batches]).cpu()
+    return DrawRecord(
+        point=point.label,
+        draw=draw,
+        correct=int((predictions == labels).sum()),
+        changed=int((predictions != work.clean).sum()),
+        hits=int(hits),
+    )
+
+
+def run_points(
+    model: nn.Module,
+    batches: Batches,
+    points: Sequence[FaultPoint],
+    *,
+    kind: Literal["rates", "sites", "bits"],
+    fault: dict[str, Any],
+    config: CampaignConfig,
+    folder: str | os.PathLike[str] | None,
+    workers: int,
+    parallel: Literal["processes", "ray"],
+    progress: Progress | None,
+) -> CampaignResult:
+    """Measures points; what all campaigns have in common. Arguments as of :func:`~sparing.faults.sweep`.
+
+    Args:
+        model: the network.
+        batches: images and classes.
+        points: with labels of their own.
+        kind: of the points.
+        fault: the JSON that describes the faults of all points.
+        config: how much is drawn.
+        folder: where draws are recorded.
+        workers: processes.
+        parallel: where they are.
+        progress: called with draws done.
+    """
+    check_batches(batches)
+    _try_out(model, batches, points, config)
+    identity = {"model": _model_identity(model), "data": _data_identity(batches)}
+    campaign = {
+        "kind": kind,
+        "fault": fault,
+        "points": [point.label for point in points],
+        "rates": [point.rate for point in points],
+        "sites": {"include": _listed(points[0].include), "exclude": _listed(points[0].exclude)}
+        if kind != "sites"
+        else {},
+        "config": config.model_dump(mode="json"),
+        **identity,
+    }
+    with contextlib.ExitStack() as stack, _evaluation_mode(model):
+        files = None if folder is None else stack.enter_context(CampaignFolder(folder, campaign))
+        clean = _clean_predictions(model, batches, files)
+        counts = DrawCounts(points, config, num_images=len(clean), progress=progress)
+        for record in files.records if files else ():
+            counts.replay(record)
+        if not counts.complete:
+            shared = _Work(model, batches, points, config, clean)
+            with open_executor(workers, kind=parallel, shared=shared) as executor:
+                _draw_all(executor, counts, files)
+        labels = torch.cat([labels for _, labels in batches]).cpu()
+        accuracy = int((clean == labels).sum()) / len(labels)
+        result = CampaignResult(
+            kind=kind,
+            fault=fault,
+            config=config,
+            identity=identity,
+            num_images=len(labels),
+            clean_accuracy=accuracy,
+            points=counts.results(accuracy),
+        )
+        if files:
+            result.save(files.path / RESULT_FILE)
+    return result
+
+
+def _try_out(model: nn.Module, batches: Batches, points: Sequence[FaultPoint], config: CampaignConfig) -> None:
+    """Meets errors in the arguments before a folder is tied to them."""
+    images, labels = batches[0]
+    with _evaluation_mode(model):
+        _predictions(model, [(images[:1], labels[:1])])
+        for point in points:
+            if point.fault is not None:
+                with inject(
+                    model,
+                    point.fault,
+                    seed=config.seed,
+                    transient=config.transient,
+                    include=point.include,
+                    exclude=point.exclude,
+                    example=example_images(model, batches),
+                ):
+                    return
+
+
+def _draw_all(executor: WorkExecutor, counts: DrawCounts, files: CampaignFolder | None) -> None:
+    upcoming = counts.upcoming()
+    ahead = 1 if executor.num_workers == 1 else _AHEAD * executor.num_workers
+    pending: deque[tuple[int, Future[DrawRecord]]] = deque()
+    while True:
+        for number, draw in itertools.islice(upcoming, ahead - len(pending)):
+            pending.append((number, executor.submit(_measure, executor.shared, number, draw)))
+        if not pending:
+            return
+        number, future = pending.popleft()
+        if counts.stopped[number]:
+            future.cancel()
+            continue
+        record = future.result()
+        if files:
+            files.append(record)
+        counts.add(number, record)
+
+
+def _clean_predictions(model: nn.Module, batches: Batches, files: CampaignFolder | None) -> Tensor:
+    kept = files.clean_predictions() if files else None
+    if kept is not None:
+        return torch.from_numpy(kept)
+    found = _predictions(model, batches)
+    if files:
+        files.keep_clean_predictions(found.numpy())
+    return found
+
+
+def _predictions(model: nn.Module, batches: Batches) -> Tensor:
+    """The class of each image, int64 on the CPU; −1 where a logit is not a finite number."""
+    found = []
+    device = _device(model)
+    with torch.no_grad():
+        for images, labels in batches:
+            logits = model(images.to(device))
+            if logits.ndim != 2 or len(logits) != len(labels):
+                raise ShapeError(f"model: expected logits of shape ({len(labels)}, classes), got {tuple(logits.shape)}")
+            finite = logits.isfinite().all(1)
+            found.append(torch.where(finite, logits.argmax(1), -1).cpu())
+    return torch.cat(found)
+
+
+def example_images(model: nn.Module, batches: Batches) -> Tensor:
+    """A few images on the model's device: they show where features are, and of a float model in which range."""
+    return batches[0][0][:_EXAMPLES].to(_device(model))
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_batches(batches: Batches) -> None:
+    """Refuses what is not batches of images and classes.
+
+    Raises:
+        ArgumentError, DtypeError, ShapeError: as it says.
+    """
+    if not len(batches):
+        raise ArgumentError("batches: expected one or more, got none")
+    for number, (images, labels) in enumerate(batches):
+        given: tuple[object, object] = (images, labels)
+        if not all(isinstance(one, Tensor) for one in given):
+            raise DtypeError(
+                f"batches[{number}]: expected two tensors, got {' and '.join(type(o).__name__ for o in given)}"
+            )
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise DtypeError(f"batches[{number}]: expected classes as integers, got {labels.dtype}")
+        if images.ndim < 2 or labels.shape != (len(images),) or not len(images):
+            raise ShapeError(
+                f"batches[{number}]: expected images and as many classes, one or more, got shapes "
+                f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+
+
+def _model_identity(model: nn.Module) -> dict[str, Any]:
+    """Class, layout and checksum of a model's weights and buffers."""
+    weights, layout = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        layout.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        weights.update(_bytes_of(tensor))
+    return {
+        "class": type(model).__name__,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layout_sha256": layout.hexdigest(),
+        "weights_sha256": weights.hexdigest(),
+    }
+
+
+def _data_identity(batches: Batches) -> dict[str, Any]:
+    images, labels = hashlib.sha256(), hashlib.sha256()
+    for x, y in batches:
+        images.update(_bytes_of(x))
+        labels.update(_bytes_of(y.long()))
+    # Faults of features are drawn batch by batch: other batches, other faults.
+    sizes = [(str(size), len(list(group))) for size, group in itertools.groupby(len(y) for _, y in batches)]
+    return {
+        "num_images": sum(len(y) for _, y in batches),
+        "image_shape": list(batches[0][0].shape[1:]),
+        "batches": " + ".join(size if count == 1 else f"{count} × {size}" for size, count in sizes),
+        "images_sha256": images.hexdigest(),
+        "labels_sha256": labels.hexdigest(),
+    }
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return array.data
+
+
+def _listed(names: tuple[str, ...] | None) -> list[str] | None:
+    return None if names is None else list(names)

@@ -1,0 +1,140 @@
+"""The stored weight of one layer while it is faulty: found, held in its number format, hit, and restored."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparing.errors import ArgumentError
+from sparing.faults.hits import Hits, hit_, put_back_
+from sparing.faults.models import SingleFault
+from sparing.faults.number_format import FixedPointWeight, exponent_of, step_of_exponent
+from sparing.faults.sites import evaluating, stored_weight
+from sparing.quant.packing import Int8Layer
+
+__all__ = ["StoredWeight"]
+
+_HELD: dict[int, int] = {}
+"""S of what is in a context of faults, by the tensor's or int8 layer's id: an inner context counts on the range that
+was there before the outer one."""
+
+_REDRAWN: set[int] = set()
+"""Those of them whose faults are drawn at each forward pass."""
+
+_INT8_EXPONENT = 7
+"""Steps of 1."""
+
+
+class StoredWeight:
+    """One layer's weight as it is stored: a float tensor in its 8-bit format, or the codes of an int8 layer.
+
+    Args:
+        layer: with a stored weight.
+        name: for messages.
+
+    Attributes:
+        num: of its numbers.
+
+    Raises:
+        ArgumentError: no weight that is known how to hit, or one whose faults are drawn at each forward pass already.
+        DtypeError: a layer that is quantized in a way that is not known.
+        NonFiniteError: NaN or infinity in it.
+    """
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self._layer = layer
+        tensor = stored_weight(layer)
+        self.num = tensor.numel()
+        self._int8 = layer if isinstance(layer, Int8Layer) else None
+        self._key = id(layer if self._int8 is not None else tensor)
+        self._is_nested = self._key in _HELD
+        if self._key in _REDRAWN:
+            # What is below could not be drawn anew without taking this off first.
+            raise ArgumentError(
+                f"fault: the weight of {name} has faults that are drawn at each forward pass; open that context inside "
+                "this one, or add the faults up (a + b)"
+            )
+        self._exponent, self._range = _INT8_EXPONENT, _INT8_EXPONENT
+        self._rounding: FixedPointWeight | None = None
+        if self._int8 is None:
+            what = f"weight of {name}"
+            self._exponent = _HELD[self._key] if self._is_nested else exponent_of(tensor, what)
+            parts = _parametrizations(layer)
+            if parts and isinstance(parts[-1], FixedPointWeight):
+                self._rounding = parts[-1]
+                self._range = self._exponent if len(parts) == 1 else exponent_of(_before_last(parts, tensor), what)
+
+    def hold_(self, *, adds_noise: bool, redrawn: bool) -> Callable[[], None]:
+        """Keeps the number format whatever faults do to the numbers.
+
+        Args:
+            adds_noise: faults leave numbers that are no codes, which are not to be rounded.
+            redrawn: faults are drawn at each forward pass.
+
+        Returns:
+            Called, it lets go.
+        """
+        rounding, packed = self._rounding, self._int8 is not None and self._int8.weight_codes is None
+        before = (rounding.held, rounding.passes) if rounding is not None else (None, False)
+        if not self._is_nested:
+            _HELD[self._key] = self._exponent
+        if redrawn:
+            _REDRAWN.add(self._key)
+        if rounding is not None:
+            rounding.held = self._range if rounding.held is None else rounding.held
+            rounding.passes = rounding.passes or adds_noise
+        return partial(self._let_go_, before, packed)
+
+    def hit_(self, hits: Hits, fault: SingleFault) -> Callable[[], None]:
+        """Writes what a fault leaves.
+
+        Returns:
+            Called, it writes back what was there.
+        """
+        if not len(hits):
+            return _nothing
+        tensor = self._writable()
+        lowest = -128 if self._is_nested else -127
+        step = step_of_exponent(self._exponent)
+        on_grid = self._rounding is not None
+        before = hit_(tensor, hits, fault, step=step, lowest=lowest, on_grid=on_grid)
+        return partial(self._put_back_, tensor, hits, before)
+
+    def _writable(self) -> Tensor:
+        if self._int8 is not None:
+            # The next call packs the codes as they are then.
+            self._int8.unpack_()
+        return stored_weight(self._layer)
+
+    def _put_back_(self, tensor: Tensor, hits: Hits, before: Tensor) -> None:
+        # An int8 layer has had its codes packed, and unpacked into another tensor.
+        put_back_(tensor if self._int8 is None else self._writable(), hits.positions, before)
+
+    def _let_go_(self, before: tuple[int | None, bool], packed: bool) -> None:
+        if not self._is_nested:
+            del _HELD[self._key]
+        _REDRAWN.discard(self._key)
+        if self._rounding is not None:
+            self._rounding.held, self._rounding.passes = before
+        if self._int8 is not None and packed:
+            self._int8.pack_()
+
+
+def _parametrizations(layer: nn.Module) -> list[nn.Module]:
+    if not parametrize.is_parametrized(layer, "weight"):
+        return []
+    return list(cast("parametrize.ParametrizationList", layer.parametrizations.weight))  # type: ignore[union-attr]
+
+
+def _before_last(parts: list[nn.Module], tensor: Tensor) -> Tensor:
+    """What the last parametrization gets."""
+    for part in parts[:-1]:
+        with evaluating(part):
+            tensor = part(tensor)
+    return tensor
+
+
+def _nothing() -> None:
+    """Nothing was hit."""

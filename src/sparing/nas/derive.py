@@ -1,0 +1,131 @@
+"""The end of a search: one architecture is chosen, the finalists judged once more, and everything written down."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from sparing.errors import ArgumentError, FormatError
+from sparing.nas.archive import Evaluated
+from sparing.nas.genotype import Genotype
+from sparing.runs.atomic import replace_file
+from sparing.runs.documents import parse_document
+
+__all__ = ["Finalist", "SearchResult", "derive", "load_search_result"]
+
+_SCHEMA: Literal["sparing.nas.search-result"] = "sparing.nas.search-result"
+_VERSION: Literal[1] = 1  # 1: first
+RESULT_FILE = "result.json"
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Finalist(_Frozen):
+    """An architecture that was judged once more.
+
+    Attributes:
+        number: its place in the archive.
+        clean_accuracy: on all held-out images, by the shared weights.
+        faulty_accuracies: there, of draws that the search has not seen.
+        reward: of these.
+    """
+
+    number: _Count
+    clean_accuracy: _Share
+    faulty_accuracies: tuple[_Share, ...]
+    reward: _Share
+
+
+class SearchResult(_Frozen):
+    """What a search found.
+
+    Attributes:
+        schema_name, version: of the document.
+        genotype: the chosen architecture.
+        chosen: its place in the archive.
+        num_macs: of its final network for one image.
+        num_parameters: of its final network.
+        num_evaluated: architectures judged by the trained supernet.
+        supernet_steps: of the training of the shared weights.
+        front: places in the archive of what nothing dominates in clean and faulty accuracy, MACs and parameters.
+        finalists: by falling reward; empty if the best reward of the search was taken as it is.
+    """
+
+    schema_name: Literal["sparing.nas.search-result"] = _SCHEMA
+    version: Literal[1] = _VERSION
+    genotype: Genotype
+    chosen: _Count
+    num_macs: _Count
+    num_parameters: _Count
+    num_evaluated: _Count
+    supernet_steps: _Count
+    front: tuple[_Count, ...]
+    finalists: tuple[Finalist, ...] = ()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``result.json``, replacing it as a whole.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with replace_file(Path(folder) / RESULT_FILE) as file:
+            file.write(self.model_dump_json(indent=1).encode() + b"\n")
+
+
+def load_search_result(folder: str | os.PathLike[str]) -> SearchResult:
+    """Reads what a search that came to its end has found.
+
+    Raises:
+        FormatError: no such file, or not such a document; VersionError: of another version.
+    """
+    path = Path(folder) / RESULT_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FormatError(f"{folder}: no {RESULT_FILE}: the search has not come to its end") from error
+    return parse_document(
+        data, SearchResult, schema=_SCHEMA, version=_VERSION, name=path.name, what="the result of a search"
+    )
+
+
+def derive(
+    records: Sequence[Evaluated],
+    *,
+    max_macs: int | None = None,
+    max_parameters: int | None = None,
+    count: int = 1,
+) -> list[Evaluated]:
+    """Chooses architectures of a finished search; a tighter budget than the search's can be set.
+
+    Args:
+        records: of the archive.
+        max_macs: at most; None: any.
+        max_parameters: at most; None: any.
+        count: how many, 1 or more; fewer if there are fewer.
+
+    Returns:
+        By falling reward; of equal ones the one with fewer MACs, then the earlier one.
+
+    Raises:
+        ArgumentError: none is within the budget, or a count below 1.
+    """
+    if count < 1:
+        raise ArgumentError(f"count: expected 1 or more, got {count}")
+    judged = [record for record in records if record.stage == "search"]
+    limits = (np.inf if max_macs is None else max_macs, np.inf if max_parameters is None else max_parameters)
+    within = [one for one in judged if one.num_macs <= limits[0] and one.num_parameters <= limits[1]]
+    if not within:
+        least = min((one.num_macs for one in judged), default=None)
+        raise ArgumentError(
+            f"max_macs, max_parameters: none of the {len(judged)} architectures is within {max_macs} MACs and "
+            f"{max_parameters} parameters; the smallest has {least} MACs"
+        )
+    return sorted(within, key=lambda one: (-one.reward, one.num_macs, one.number))[:count]

@@ -1,0 +1,169 @@
+"""Where faults hit: layers, products, outputs behind batch normalization; and what cannot be hit."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs sparing[torch]")
+
+from torch import nn  # noqa: E402
+from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
+
+from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError  # noqa: E402
+from sparing.faults import StuckAt, fault_sites, fixed_point_, inject  # noqa: E402
+from sparing.faults.sites import select_sites, stored_weight  # noqa: E402
+from sparing.quant import Int8Conv2d, Int8Linear  # noqa: E402
+
+
+def test_sites_of_a_network(network, images):
+    model = network()
+    sites = fault_sites(model, images)
+    assert [(s.name, s.output, s.num_macs, s.weight_shape) for s in sites] == [
+        ("conv1", "bn1", 27, (8, 3, 3, 3)),
+        ("conv2", "conv2", 18, (12, 2, 3, 3)),
+        ("conv3", "bn3", 12, (6, 12, 1, 1)),
+        ("fc", "fc", 6, (5, 6)),
+    ]
+    assert [s.feature_shape for s in sites] == [(8, 9, 9), (12, 4, 4), (6, 4, 4), None]
+    assert [s.is_convolution for s in sites] == [True, True, True, False]
+    with torch.no_grad():
+        peak = float(model.bn1(model.conv1(images)).abs().max())
+    assert 2.0 ** (sites[0].exponent - 1) < peak <= 2.0 ** sites[0].exponent
+
+
+def test_without_an_example_outputs_are_not_known(network):
+    assert [(s.output, s.feature_shape) for s in fault_sites(network())][:1] == [("conv1", None)]
+
+
+def test_nothing_changes_in_a_trace(network, images):
+    model = network().train()
+    model.bn1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fault_sites(model, images)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not model.bn1.training
+    assert model.bn3.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class _Branches(nn.Module):
+    """One normalization behind two layers, two behind one, one behind a sum, one layer that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(2, 2, 1) for _ in range(4))
+        self.shared, self.first, self.second, self.sum = (nn.BatchNorm2d(2) for _ in range(4))
+        self.up = nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2)
+
+    def forward(self, x):
+        x = self.shared(self.a(x)) + self.shared(self.b(x))
+        y = self.c(x)
+        return self.up(self.sum(self.first(y) + self.second(y)))
+
+
+def test_a_normalization_counts_where_it_takes_one_layer_alone():
+    sites = {s.name: s for s in fault_sites(_Branches(), torch.randn(2, 2, 4, 4))}
+    assert {name: s.output for name, s in sites.items()} == {"a": "a", "b": "b", "c": "c", "d": "d", "up": "up"}
+    assert sites["d"].feature_shape is None
+    assert sites["up"].feature_shape == (4, 9, 9)
+    assert (sites["up"].num_macs, sites["up"].weight_shape) == (9, (2, 2, 3, 3))
+
+
+def test_int8_layers_and_parametrized_ones():
+    class Twice(nn.Module):
+        def forward(self, stored):
+            return torch.cat([stored, stored])
+
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(4, 6), nn.Linear(4, 6))
+    model[2].weight = nn.Parameter(torch.randn(3, 4))
+    parametrize.register_parametrization(model[2], "weight", Twice(), unsafe=True)
+    model[0], model[1] = Int8Conv2d.from_conv2d(model[0]), Int8Linear.from_linear(model[1])
+    sites = fault_sites(model)
+    assert [(s.weight_shape, s.stored_shape, s.num_macs) for s in sites] == [
+        ((3, 2, 3, 3), (3, 2, 3, 3), 18),
+        ((6, 4), (6, 4), 4),
+        ((6, 4), (3, 4), 4),
+    ]
+    assert stored_weight(model[2]) is model[2].parametrizations.weight.original
+    assert stored_weight(model[1]).dtype == torch.int8
+
+
+def test_sites_are_chosen_by_name_or_pattern(network):
+    sites = fault_sites(network())
+    names = lambda **how: [s.name for s in select_sites(sites, how.get("include"), how.get("exclude"))]  # noqa: E731
+    assert names() == ["conv1", "conv2", "conv3", "fc"]
+    assert names(include=["conv3", "conv1"]) == ["conv1", "conv3"]
+    assert names(include=["conv*"], exclude=["conv2"]) == ["conv1", "conv3"]
+    with pytest.raises(ArgumentError, match="include: no layer is called 'conv4'; there are 'conv1'"):
+        names(include=["conv4"])
+    with pytest.raises(ArgumentError, match="exclude: no layer"):
+        names(exclude=["relu1"])
+    with pytest.raises(ArgumentError, match="include: expected a sequence"):
+        names(include="conv1")
+    with pytest.raises(ArgumentError, match="expected to leave a layer"):
+        names(exclude=["*"])
+
+
+class _Codes(nn.Linear):
+    """A quantized layer of somebody else."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+
+
+def test_what_cannot_be_hit():
+    with pytest.raises(ArgumentError, match="expected at least one Conv2d"):
+        fault_sites(nn.ReLU())
+    with pytest.raises(DtypeError, match=r"expected a torch\.nn\.Module, got int"):
+        fault_sites(3)
+    with pytest.raises(ArgumentError, match="computed from others"):
+        fault_sites(nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))))
+    with pytest.raises(ArgumentError, match="computed from others"):
+        fault_sites(nn.Sequential(prune.l1_unstructured(nn.Linear(3, 3), "weight", amount=0.5)))
+    with pytest.raises(DtypeError, match=r"expected a weight of floats, got torch\.int8"):
+        fault_sites(_Codes())
+
+
+@pytest.mark.parametrize(
+    ("example", "error"),
+    [
+        (torch.full((1, 3, 9, 9), float("nan")), NonFiniteError),
+        (torch.zeros(0, 3, 9, 9), ShapeError),
+        ([[1.0]], DtypeError),
+    ],
+)
+def test_examples_that_are_none(network, example, error):
+    model = network()
+    with pytest.raises(error, match="example"):
+        fault_sites(model, example)
+    assert not model.training
+
+
+def test_features_of_one_image_alone():
+    with pytest.raises(ShapeError, match="expected features n × c × h × w, got"):
+        fault_sites(nn.Conv2d(3, 2, 3), torch.zeros(3, 9, 9))
+
+
+class _LikeCompiled(nn.Module):
+    """What torch.compile leaves, without the seconds that its import takes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+
+def test_compiled_models_are_refused(network, images):
+    model = network()
+    for bad in (_LikeCompiled(model), nn.Sequential(_LikeCompiled(model))):
+        with pytest.raises(ArgumentError, match="compiled or scripted"):
+            fixed_point_(bad, images)
+        with pytest.raises(ArgumentError, match="compiled or scripted"):
+            inject(bad, StuckAt()).__enter__()
+
+
+@pytest.mark.slow
+def test_torch_compile_leaves_what_is_refused(network, images):
+    compiled, model = torch.compile(network(), backend="eager"), network()
+    model.compile(backend="eager")
+    for bad in (compiled, model, nn.Sequential(model)):
+        with pytest.raises(ArgumentError, match="compiled or scripted"):
+            fault_sites(bad, images)
