@@ -1,7 +1,7 @@
 """What faults add to a forward pass of ResNet-20, all columns taking turns.
 
-Ours against the same network without faults. Rivals beside it: MRFI 2.1.0 and PyTorchFI 0.6.0, on the float network, as they are meant to be used; what they inject
-differs, and their columns say what.
+Ours against the same network without faults. Rivals beside it, MRFI 2.1.0 and PyTorchFI 0.6.0, on the float network,
+as they are meant to be used; what they inject differs, and their columns say what.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if job in TESTS and plain is not None:
             a, b = (CampaignResult.model_validate(r["under_faults"][job]) for r in (row, plain))
             difference = compare(a, b)[-1]
-            out.append({"seed": seed, "fault": job, "rate": a.points[-1].rate, **difference.__dict__})
+            out.append({"seed": seed, "fault": job, **dataclasses.asdict(difference)})
     return out
 
 
