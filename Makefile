@@ -21,7 +21,7 @@ NATIVE_SOURCES := $(wildcard CMakeLists.txt) $(shell find cpp -type f 2>/dev/nul
 CXX_FILES := $(shell find cpp tests/native -name '*.hpp' -o -name '*.cpp' 2>/dev/null)
 NOT_SLOW := -m "not slow and not gpu and not cluster"
 
-.PHONY: help venv demo test test-slow test-native test-wheel lint format bench-hybrid bench-var bench-pim clean
+.PHONY: help venv demo test test-slow test-native test-wheel lint format bench-hybrid bench-var bench-pim bench-faults bench-nas clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -117,6 +117,13 @@ bench-var: $(VENV)/.stamp-demo  ## image generation, plain and compressed, again
 
 bench-pim: $(VENV)/.stamp-package  ## epitomes on crossbars: model, search, executor, and training on CIFAR-10 (long)
 	@$(BIN)/python -m benchmarks.pim.run $(BENCH_ARGS)
+
+bench-faults: $(VENV)/.stamp-package  ## faults: what injecting costs, and what training against them gains (long)
+	@$(BIN)/python $(PIP) --no-deps -r benchmarks/faults/requirements.txt
+	$(BIN)/python -m benchmarks.faults.run $(BENCH_ARGS)
+
+bench-nas: $(VENV)/.stamp-package  ## searched networks against hand-made ones, all trained under faults (long)
+	@$(BIN)/python -m benchmarks.nas.run $(BENCH_ARGS)
 
 clean:  ## remove everything that make built
 	rm -rf $(VENV) build dist
