@@ -1,0 +1,106 @@
+"""Writes RESULTS.md from the result files: every floor and goal beside the figure reached."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+Row = tuple[str, str, str, str]
+_CLAIMS = {"features": ("+5", "+18"), "weights, bit form": ("+3", "+8.8"), "weights, cell form": ("+3", "+8.8")}
+_T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
+
+
+def write_report(folder: Path) -> None:
+    """Reads what result files there are."""
+    lines = ["# Architecture search under faults: results", ""]
+    lines += ["Made by `python -m benchmarks.nas.run report` from `results/*.json`; do not edit.", ""]
+    lines += [
+        "Faults are *simulated*: accuracies are those of networks whose numbers were changed as the models say.",
+        "",
+    ]
+    path = folder / "studies-cpu.json"
+    if path.is_file():
+        file = json.loads(path.read_text(encoding="utf-8"))
+        rows, text = _studies(file["results"])
+        lines += _table(["claim", "floor", "goal", "reached"], [list(row) for row in rows])
+        lines += ["", *text, "", _source("studies-cpu", file["record"])]
+    (folder.parent / "RESULTS.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _source(name: str, record: dict[str, Any]) -> str:
+    machine, commit = record["machine"], (record["source"]["commit"] or "none")[:9]
+    return (
+        f"[{name}.json](results/{name}.json): `{record['command']}`; {machine['cpu']}, {record['threads']} threads, "
+        f"torch {record['versions']['torch']}, commit {commit}. Data: {record['data']['name']}."
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _points(found: list[dict[str, Any]]) -> str:
+    """Mean over seeds with its interval; of one seed, that of its draws."""
+    values = [100 * one["mean"] for one in found]
+    if len(values) == 1:
+        low, high = (100 * end for end in _ends(found[0]["interval"]))
+        return f"{values[0]:+.1f} (one seed; over draws {low:+.1f} to {high:+.1f})"
+    half = _T95.get(len(values) - 1, 2.6) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):+.1f} ± {half:.1f} over {len(values)} seeds"
+
+
+def _ends(interval: Any) -> tuple[float, float]:
+    return (interval["low"], interval["high"]) if isinstance(interval, dict) else (interval[0], interval[1])
+
+
+def _studies(results: Any) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
+    text = [
+        f"Images of {results['image_size']} × {results['image_size']}; {results['training']['epochs']} epochs each.",
+        "",
+    ]
+    for study in dict.fromkeys(row["study"] for row in results["jobs"]):
+        found = [row for row in results["jobs"] if row["study"] == study]
+        for first, second in (("searched", "rival"), ("searched", "searched, no faults in training")):
+            pairs = [
+                d for d in results["differences"] if (d["study"], d["first"], d["second"]) == (study, first, second)
+            ]
+            turned = [
+                {**d, "mean": -d["mean"], "interval": [-end for end in _ends(d["interval"])[::-1]]}
+                for d in results["differences"]
+                if (d["study"], d["first"], d["second"]) == (study, second, first)
+            ]
+            if pairs or turned:
+                floor, goal = _CLAIMS[study] if second == "rival" else ("", "measured")
+                name = (
+                    next((r["network"] for r in found if r["job"] == "rival"), "rival") if second == "rival" else second
+                )
+                rows.append((f"{study}: {first} against {name}, points", floor, goal, _points(pairs + turned)))
+        text += [f"## {study}", "", *_networks(found), ""]
+    if results["jobs_open"]:
+        text.append(f"{results['jobs_open']} jobs are open.")
+    return rows, text
+
+
+def _networks(found: list[dict[str, Any]]) -> list[str]:
+    trained = [row for row in found if "under_faults" in row]
+    if not trained:
+        return ["Nothing is trained yet."]
+    rates = [f"{point['rate']:g}" for point in trained[0]["under_faults"]["points"]]
+    body = [
+        [
+            row["job"] if row["job"] != "rival" else row["network"],
+            str(row["seed"]),
+            f"{row['num_parameters']:,}",
+            f"{row['num_macs']:,}",
+            f"{100 * row['under_faults']['clean_accuracy']:.1f}",
+            *(f"{100 * p['mean']:.1f} ± {100 * (p['high'] - p['low']) / 2:.1f}" for p in row["under_faults"]["points"]),
+        ]
+        for row in trained
+    ]
+    return _table(
+        ["network", "seed", "parameters", "products", "no faults, %", *(f"at {rate}, %" for rate in rates)], body
+    )

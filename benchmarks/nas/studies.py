@@ -1,0 +1,276 @@
+"""Searched networks against hand-made ones, all trained under the same faults for the same epochs.
+
+Images are CIFAR-10's, averaged to 16 × 16: networks of two cores' size. Each rival sets the budget of the search that
+it is compared with: the searched network has no more products and no more parameters. Jobs go on when run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparing.errors import ArgumentError
+from sparing.faults import BitBias, FaultModel, FaultTolerantStep, StuckAt, calibrate_, compare, fixed_point_, sweep
+from sparing.faults.campaign_result import CampaignConfig, CampaignResult
+from sparing.nas import CellNetwork, Genotype, load_genotype, network_cost
+from sparing.nas.images import downscaled
+from sparing.nas.search import run_search
+from sparing.nas.search_config import SearchConfig, preset_config
+from sparing.runs.atomic import replace_file
+from sparing.vision import (
+    ClassifierTrainingConfig,
+    ImageDataset,
+    MobileNetV2,
+    MobileNetV2Config,
+    evaluate_classifier,
+    load_cifar10,
+    resnet20,
+    to_float,
+    train_classifier_,
+)
+
+SHARE = 0.7
+MOBILENET_WIDTH = 0.25
+CALIBRATION_IMAGES = 1000
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One comparison.
+
+    Attributes:
+        name: of the study.
+        space: that is searched.
+        search_fault: that the search bears.
+        fault: that networks are trained under and measured under.
+        rates: to measure at, the last is the one claimed for.
+        rival: its name and how it is made, from a seed.
+        draws: of faults for each network and rate.
+    """
+
+    name: str
+    space: str
+    search_fault: FaultModel
+    fault: FaultModel
+    rates: tuple[float, ...]
+    rival: tuple[str, Callable[[int], nn.Module]]
+    draws: int
+
+
+def _mobilenet(seed: int) -> nn.Module:
+    config = MobileNetV2Config(width_multiplier=MOBILENET_WIDTH, num_classes=10, stem="cifar")
+    return MobileNetV2(config, seed=seed)
+
+
+def _resnet(seed: int) -> nn.Module:
+    return resnet20(seed=seed)
+
+
+BITS, CELLS = StuckAt(rate=0.08, form="bit"), StuckAt(rate=0.08, form="cell")
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            "features",
+            "feature",
+            BitBias(p_m=1e-4),
+            BitBias(p_m=3e-4),
+            (1e-5, 3e-5, 1e-4, 3e-4),
+            ("MobileNetV2", _mobilenet),
+            20,
+        ),
+        Study("weights, bit form", "weight", BITS, BITS, (0.02, 0.04, 0.08), ("ResNet-20", _resnet), 100),
+        Study("weights, cell form", "weight", CELLS, CELLS, (0.02, 0.04, 0.08), ("ResNet-20", _resnet), 100),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all jobs share."""
+
+    options: argparse.Namespace
+    train: ImageDataset
+    test: ImageDataset
+    small_train: ImageDataset
+    small_test: ImageDataset
+
+    @property
+    def image_size(self) -> int:
+        """Side of the small images."""
+        return int(self.small_train.images.shape[-1])
+
+    def search_config(self, study: Study, seed: int, *, fault_tolerant: bool) -> SearchConfig:
+        """Of a search within the rival's budget."""
+        most = network_cost(study.rival[1](0), image_size=self.image_size)
+        overrides: dict[str, Any] = {"supernet": {} if fault_tolerant else {"loss_share": 0.0}}
+        return preset_config(
+            self.options.preset,
+            space=study.space,
+            fault=study.search_fault,
+            max_macs=most.num_macs,
+            max_parameters=most.num_parameters,
+            seed=seed,
+            **overrides,
+        )
+
+    def training(self, seed: int) -> ClassifierTrainingConfig:
+        """Of every final network."""
+        return ClassifierTrainingConfig(
+            epochs=self.options.epochs,
+            batch_size=self.options.batch_size,
+            learning_rate=0.1,
+            weight_decay=4e-5,
+            crop_padding=2,
+            seed=seed,
+            precision="float32",
+        )
+
+
+# Of each study: (job, seed). The search is one; its network and the rival are trained with each seed.
+JOBS = ("search", "searched", "rival")
+ABLATION = ("search, no faults in training", "searched, no faults in training")
+
+
+def jobs(options: argparse.Namespace) -> list[tuple[str, int, str]]:
+    """All jobs in their order: study, seed, job."""
+    found: list[tuple[str, int, str]] = []
+    for kinds in (JOBS, ABLATION):
+        for study in options.studies:
+            for seed in options.seeds:
+                found += [
+                    (study, seed, job) for job in kinds if seed == options.seeds[0] or not job.startswith("search,")
+                ]
+    # One search a study: the others' seeds train what it found.
+    return [(study, seed, job) for study, seed, job in found if job != "search" or seed == options.seeds[0]]
+
+
+def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the jobs that have no result yet.
+
+    Returns:
+        What there is, and what was read.
+    """
+    bench = _bench(options)
+    wanted = jobs(options)
+    left = len(wanted) if options.jobs is None else options.jobs
+    rows = []
+    for name, seed, job in wanted:
+        folder = options.work / options.preset / name.replace(", ", "-").replace(" ", "-") / f"seed{seed}-{_slug(job)}"
+        file = folder / RESULT
+        if not file.exists() and left > 0:
+            left -= 1
+            start = time.perf_counter()
+            row = {"study": name, "seed": seed, "job": job, **_run(bench, STUDIES[name], seed, job, folder)}
+            row["seconds_of_last_session"] = time.perf_counter() - start
+            with replace_file(file) as out:
+                out.write(json.dumps(row, allow_nan=False).encode())
+            print(name, seed, job, {k: v for k, v in row.items() if isinstance(v, int | float)}, flush=True)
+        if file.exists():
+            rows.append(json.loads(file.read_text(encoding="utf-8")))
+    results = {
+        "preset": options.preset,
+        "image_size": bench.image_size,
+        "share": SHARE,
+        "training": bench.training(0).model_dump(mode="json"),
+        "jobs_open": len(wanted) - len(rows),
+        "jobs": rows,
+        "differences": differences(rows),
+    }
+    return results, {"name": bench.small_train.name, "train": len(bench.train), "test": len(bench.test)}
+
+
+def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Searched network less rival, paired draws, at the last rate, seed by seed."""
+    found = {(row["study"], row["seed"], row["job"]): row for row in rows}
+    out = []
+    for (study, seed, job), row in found.items():
+        if job not in ("searched", ABLATION[1]):
+            continue
+        for other in ("rival",) if job == "searched" else ("rival", "searched"):
+            if (study, seed, other) in found:
+                a, b = (CampaignResult.model_validate(r["under_faults"]) for r in (row, found[study, seed, other]))
+                out.append({"study": study, "seed": seed, "first": job, "second": other, **_last(a, b)})
+    return out
+
+
+def _last(a: CampaignResult, b: CampaignResult) -> dict[str, Any]:
+    return dataclasses.asdict(compare(a, b)[-1])
+
+
+def _slug(job: str) -> str:
+    return job.replace(", ", "-").replace(" ", "-")
+
+
+def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.startswith("search") and not job.startswith("searched"):
+        config = bench.search_config(study, seed, fault_tolerant=job == "search")
+        found = run_search(bench.train, config=config, folder=folder / "search", workers=bench.options.workers)
+        return {"config": config.model_dump(mode="json"), "result": found.model_dump(mode="json")}
+    model: nn.Module
+    told: dict[str, Any] = {}
+    if job == "rival":
+        model = study.rival[1](seed)
+        told["network"] = study.rival[0]
+    else:
+        genotype = _found(bench, folder, job)
+        preset = bench.search_config(study, seed, fault_tolerant=True)
+        model = CellNetwork(genotype, 10, channels=preset.channels, num_cells=preset.num_cells, dropout=0.1, seed=seed)
+        told |= {"network": "searched", "genotype": genotype.model_dump(mode="json")}
+    cost = network_cost(model, image_size=bench.image_size)
+    told |= {"num_parameters": cost.num_parameters, "num_macs": cost.num_macs}
+    return told | _trained(bench, study, model, seed, folder)
+
+
+def _found(bench: Bench, folder: Path, job: str) -> Genotype:
+    first = bench.options.seeds[0]
+    search = job.replace("searched", "search")
+    return load_genotype(folder.parent / f"seed{first}-{_slug(search)}" / "search" / "genotype.json")
+
+
+def _trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Path) -> dict[str, Any]:
+    some = to_float(torch.from_numpy(bench.small_train.images[:CALIBRATION_IMAGES]))
+    fixed_point_(model, some)
+    result = train_classifier_(
+        model,
+        bench.small_train,
+        config=bench.training(seed),
+        checkpoint_folder=folder / "checkpoints",
+        step=FaultTolerantStep(study.fault, share=SHARE, seed=seed),
+    )
+    calibrate_(model, some)
+    test = bench.small_test.subset(range(min(len(bench.small_test), bench.options.images)))
+    images = to_float(torch.from_numpy(test.images)).contiguous(memory_format=torch.channels_last)
+    batches = list(zip(images.split(250), torch.from_numpy(test.labels).split(250), strict=True))
+    draws = min(study.draws, bench.options.draws or study.draws)
+    config = CampaignConfig(min_draws=draws, max_draws=draws, half_width=None, seed=0)
+    return {
+        "accuracy": evaluate_classifier(model, bench.small_test),
+        "train_loss": [epoch.train_loss for epoch in result.history],
+        "under_faults": sweep(model, batches, study.fault, study.rates, config=config).model_dump(mode="json"),
+    }
+
+
+def _bench(options: argparse.Namespace) -> Bench:
+    if options.tiny:
+        generator = np.random.default_rng(0)
+        images = generator.integers(0, 256, (160, 3, 32, 32), np.uint8)
+        train = ImageDataset(images, np.arange(160) % 10, tuple("0123456789"), "noise")
+        test = train.subset(range(32))
+    else:
+        if options.data is None:
+            raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
+        train, test = (load_cifar10(options.data, split=split) for split in ("train", "test"))
+    size = preset_config(options.preset).image_size
+    return Bench(options, train, test, downscaled(train, size), downscaled(test, size))
