@@ -7,12 +7,13 @@ of them.
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
+from sparing.faults import StuckAt
 from sparing.pim.mapping import LayerMapping, NetworkMapping
 
 __all__ = ["CONDUCTANCE_STEP", "CellChange", "CellVariation", "NetworkCells", "change_cells", "snap_cells"]
@@ -67,6 +68,22 @@ class CellVariation:
             raise ArgumentError(f"distribution: expected lognormal or normal, got {self.distribution!r}")
         if self.on_off_ratio is not None and not self.on_off_ratio > 1:
             raise ArgumentError(f"on_off_ratio: expected more than 1, got {self.on_off_ratio}")
+
+    @classmethod
+    def of_fault(cls, fault: StuckAt, **others: Any) -> Self:
+        """The cells of a fault model of :mod:`sparing.faults`, one bit each.
+
+        Args:
+            fault: of form ``"bit"``.
+            **others: further fields, for example `sigma`.
+
+        Raises:
+            ArgumentError: another form; mapped weights have cells of one bit.
+        """
+        if not isinstance(fault, StuckAt) or fault.form != "bit":
+            raise ArgumentError(f"fault: expected StuckAt(form='bit'), as mapped cells hold one bit, got {fault!r}")
+        high = fault.rate * fault.share_high
+        return cls(p_stuck_0=fault.rate - high, p_stuck_1=high, **others)
 
     def __call__(self, cells: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
         """Draws the conductances of one block.

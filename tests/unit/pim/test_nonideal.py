@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError  # noqa: E402
+from sparing.faults import StuckAt  # noqa: E402
 from sparing.pim.adc import AdcModel  # noqa: E402
 from sparing.pim.crossbar import CrossbarSize  # noqa: E402
 from sparing.pim.datapath import layer_sums  # noqa: E402
@@ -146,3 +147,14 @@ def test_what_a_change_must_give(error, change):
         change_cells(network, change, seed=0)
     with pytest.raises(ArgumentError, match="seed"):
         change_cells(network, CellVariation(), seed=-1)
+
+
+def test_stuck_cells_of_a_fault_model():
+    variation = CellVariation.of_fault(StuckAt(rate=0.2, form="bit", share_high=0.25), sigma=0.0, on_off_ratio=10)
+    cells, found = drawn(variation, size=(2, 2, 200, 200))
+    was_on = cells == 1
+    assert abs((found[was_on] == np.float32(0.1)).mean() - 0.15) < 0.01
+    assert abs((found[~was_on] == 1.0).mean() - 0.05) < 0.01
+    for form in ("cell", "one_bit"):
+        with pytest.raises(ArgumentError, match="form='bit'"):
+            CellVariation.of_fault(StuckAt(form=form))
