@@ -2,12 +2,12 @@
 
 import argparse
 
-from sparing.cli import nas_cost
+from sparing.cli import nas_cost, nas_search, nas_train
 
 __all__ = ["add_commands"]
 
 # In the order of the help. Each module adds its commands by `add_commands`, and imports torch only when one runs.
-_MODULES = (nas_cost,)
+_MODULES = (nas_search, nas_train, nas_cost)
 
 
 def add_commands(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -68,8 +68,10 @@ class Evaluated(BaseModel):
     @property
     def faulty_accuracy(self) -> float:
         """Mean of the draws; without draws the clean accuracy."""
-        return sum(self.faulty_accuracies) / len(self.faulty_accuracies) if self.faulty_accuracies else 1.0 * (
-            self.clean_accuracy
+        return (
+            sum(self.faulty_accuracies) / len(self.faulty_accuracies)
+            if self.faulty_accuracies
+            else 1.0 * (self.clean_accuracy)
         )
 
 

@@ -1,10 +1,11 @@
 """What each primitive costs at each place, added up for an architecture in no time; equal to counting the network."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from sparing.nas.cells import CellPlan, cell_plans
+from sparing.nas.cells import cell_plans
 from sparing.nas.cost import NetworkCost, network_cost
 from sparing.nas.genotype import NUM_INNER, NUM_INPUTS, Edge, Genotype
 from sparing.nas.primitives import make_primitive
@@ -25,15 +26,16 @@ class CostTable:
         image_size: side in pixels.
         num_classes: of the images.
 
+    Attributes:
+        least: of an architecture whose cells are empty.
+
     Raises:
         ArgumentError: a number out of range.
     """
 
-    def __init__(
-        self, space: SearchSpace, *, channels: int, num_cells: int, image_size: int, num_classes: int
-    ) -> None:
+    def __init__(self, space: SearchSpace, *, channels: int, num_cells: int, image_size: int, num_classes: int) -> None:
         nothing = tuple((Edge(0, "none"), Edge(0, "none")) for _ in range(NUM_INNER))
-        base = network_cost(
+        self.least = base = network_cost(
             Genotype(space=space.name, normal=nothing, reduce=nothing),
             image_size=image_size,
             channels=channels,
@@ -48,8 +50,8 @@ class CostTable:
         for plan in cell_plans(channels=channels, num_cells=num_cells):
             kind, after = int(plan.kind == "reduce"), -(-side // 2) if plan.kind == "reduce" else side
             for option, primitive in enumerate(space.primitives):
-                self._table[kind, 0, option] += _primitive_cost(primitive, plan, 0, side)
-                self._table[kind, 1, option] += _primitive_cost(primitive, plan, NUM_INPUTS, after)
+                self._table[kind, 0, option] += _primitive_cost(primitive, plan.channels, plan.stride(0), side)
+                self._table[kind, 1, option] += _primitive_cost(primitive, plan.channels, 1, after)
             side = after
 
     def __call__(self, vector: Sequence[int]) -> NetworkCost:
@@ -61,10 +63,10 @@ class CostTable:
         return NetworkCost(parameters, macs)
 
 
-def _primitive_cost(primitive: str, plan: CellPlan, source: int, side: int) -> tuple[int, int]:
-    stride = plan.stride(source)
+@lru_cache(maxsize=4096)
+def _primitive_cost(primitive: str, channels: int, stride: int, side: int) -> tuple[int, int]:
     if primitive in _FREE or (primitive == "skip" and stride == 1):
         return 0, 0
-    module = make_primitive(primitive, plan.channels, stride)
-    found = network_cost(module, image_size=side, in_channels=plan.channels)
+    module = make_primitive(primitive, channels, stride)
+    found = network_cost(module, image_size=side, in_channels=channels)
     return found.num_parameters, found.num_macs

@@ -33,7 +33,7 @@ class Finalist(_Frozen):
 
     Attributes:
         number: its place in the archive.
-        clean_accuracy: on all held-out images, by the shared weights.
+        clean_accuracy: on more held-out images, by the shared weights.
         faulty_accuracies: there, of draws that the search has not seen.
         reward: of these.
     """

@@ -148,9 +148,7 @@ class Evaluator:
         evaluation = self._config.evaluation
         return self.measure(vector, images=evaluation.images, draws=range(evaluation.draws))
 
-    def measure(
-        self, vector: Sequence[int], *, images: int | np.ndarray[Any, Any], draws: Sequence[int]
-    ) -> Measured:
+    def measure(self, vector: Sequence[int], *, images: int | np.ndarray[Any, Any], draws: Sequence[int]) -> Measured:
         """Judges by other images or draws.
 
         Args:

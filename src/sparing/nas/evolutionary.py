@@ -13,7 +13,7 @@ from sparing.runs import Progress, Shared, WorkExecutor
 
 __all__ = ["Judge", "evolve"]
 
-_IDLE_GENERATIONS = 200
+_IDLE_GENERATIONS = 100
 """Generations without a new architecture within the budget, after which evolution ends: there are no more."""
 
 

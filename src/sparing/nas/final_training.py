@@ -189,7 +189,11 @@ def train_genotype(
         progress=progress,
     )
     found = measure(
-        model, batches_of(test, range(len(test)), 250, target), config.fault, seed=training.seed, draws=range(config.draws)
+        model,
+        batches_of(test, range(len(test)), 250, target),
+        config.fault,
+        seed=training.seed,
+        draws=range(config.draws),
     )
     cost = network_cost(
         genotype,
@@ -232,5 +236,3 @@ def _export(
         export_onnx(out / "network.onnx", model, image_size=config.image_size)
         files.append("network.onnx")
     return tuple(files)
-
-

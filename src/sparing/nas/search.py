@@ -7,16 +7,14 @@ architectures that a policy draws, take turns with steps of the policy, whose re
 Source: X. Ning et al., *FTT-NAS*, arXiv 2003.10375, 2020, section 5.
 """
 
-import contextlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparing.errors import ArgumentError, FormatError
+from sparing.errors import ArgumentError, ConfigError, FormatError
 from sparing.nas.archive import Evaluated, SearchFolder, evaluated_front
 from sparing.nas.cost_table import CostTable
 from sparing.nas.derive import Finalist, SearchResult, derive
@@ -85,10 +83,11 @@ def run_search(
     images = downscaled(dataset, config.image_size)
     weights, held_out = parted(images, config.weight_images, seed=config.seed)
     identity = {"settings": config.model_dump(mode="json"), "data": data_identity(images), "device": target.type}
+    cost = _costs(config, dataset.num_classes)
     # Dropout draws from torch's global generator: it is seeded for each step, and left as it was.
     cuda = [target] if target.type == "cuda" else []
     with SearchFolder(folder, identity) as opened, torch.random.fork_rng(devices=cuda):
-        search = _Search(opened, config, weights, held_out, target, identity, checkpoint_steps, progress)
+        search = _Search(opened, config, cost, weights, held_out, target, identity, checkpoint_steps, progress)
         if trials:
             journal = TrialJournal(opened.path / "trials.journal", num_options=search.space.num_options)
             search.mirror = lambda: journal.sync(opened.records)
@@ -102,6 +101,7 @@ class _Search:
         self,
         folder: SearchFolder,
         config: SearchConfig,
+        cost: CostTable,
         weights: ImageDataset,
         held_out: ImageDataset,
         device: torch.device,
@@ -113,13 +113,7 @@ class _Search:
         self.progress = progress if progress is not None else _silent
         self.mirror: Callable[[], object] = _nothing
         self.space = SearchSpace(config.space)
-        self.cost = CostTable(
-            self.space,
-            channels=config.channels,
-            num_cells=config.num_cells,
-            image_size=config.image_size,
-            num_classes=held_out.num_classes,
-        )
+        self.cost = cost
         supernet = supernet_of(config, held_out.num_classes).to(device)
         self.training = SupernetTraining(supernet, weights, config)
         self.evaluator = Evaluator(supernet, config, calibration=weights, held_out=held_out)
@@ -211,16 +205,18 @@ class _Search:
 
     def _finish(self, executor: WorkExecutor) -> SearchResult:
         records, config = self.folder.records, self.config
-        best = derive(
-            records, max_macs=config.max_macs, max_parameters=config.max_parameters, count=config.finalists
-        )
+        best = derive(records, max_macs=config.max_macs, max_parameters=config.max_parameters, count=config.finalists)
         finalists: list[Finalist] = []
         if len(best) > 1:
             first = config.evaluation.draws
             draws = tuple(range(first, first + config.final_draws))
             vectors = [one.vector for one in best]
             found = executor.map(
-                _judged_again, [executor.shared] * len(best), vectors, [len(self.held_out)] * len(best), [draws] * len(best)
+                _judged_again,
+                [executor.shared] * len(best),
+                vectors,
+                [config.final_images] * len(best),
+                [draws] * len(best),
             )
             for one, measured in zip(best, found, strict=True):
                 reward = measured.reward(config.evaluation.reward_share)
@@ -254,9 +250,7 @@ class _Search:
         if self.policy is not None:
             tensors |= self.policy.tensors()
             state["policy"] = self.policy.state()
-        self.checkpoints.save(
-            self.training.step, tensors, {**state, "num_records": len(self.folder.records)}
-        )
+        self.checkpoints.save(self.training.step, tensors, {**state, "num_records": len(self.folder.records)})
 
     def _load(self, found: Checkpoint) -> None:
         try:
@@ -270,6 +264,25 @@ class _Search:
         # What the trained supernet judged stays; what was learned from after the checkpoint is learned again.
         if not self.training.is_done or self._owes_policy():
             self.folder.keep_(count)
+
+
+def _costs(config: SearchConfig, num_classes: int) -> CostTable:
+    """The costs of all architectures, and that the budget has room for one."""
+    cost = CostTable(
+        SearchSpace(config.space),
+        channels=config.channels,
+        num_cells=config.num_cells,
+        image_size=config.image_size,
+        num_classes=num_classes,
+    )
+    least, limits = cost.least, (config.max_macs, config.max_parameters)
+    for value, limit in zip((least.num_macs, least.num_parameters), limits, strict=True):
+        if limit is not None and value > limit:
+            raise ConfigError(
+                f"max_macs, max_parameters: expected at least the {least.num_macs} MACs and {least.num_parameters} "
+                f"parameters of a network with empty cells, got {limits[0]} and {limits[1]}"
+            )
+    return cost
 
 
 def _judged_again(handle: "Shared[Evaluator]", vector: tuple[int, ...], images: int, draws: tuple[int, ...]) -> Any:

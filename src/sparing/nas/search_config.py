@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sparing.errors import ArgumentError, ConfigError
 from sparing.explore import EvolutionConfig
 from sparing.faults import AnyFault, BitBias, FaultModel
-from sparing.vision.classifier_config import Precision
+from sparing.vision._settings import Precision
 
 __all__ = [
     "PRESETS",
@@ -131,8 +131,9 @@ class SearchConfig(_Frozen):
         max_parameters: of the final network, at most; None: any.
         objectives: of the evolution.
         evaluations: architectures that evolution evaluates.
-        finalists: those of the best reward that are judged once more in the end, by all held-out images and `final_draws`
-            draws that no search has seen; 1 takes the best as it is.
+        finalists: those of the best reward that are judged once more in the end, by `final_images` held-out images and
+            `final_draws` draws that the search has not seen; 1 takes the best as it is.
+        final_images: held-out images, for finalists; fewer if there are fewer.
         final_draws: of faults, for finalists.
         supernet, evaluation, controller, evolution: see there.
         seed: 0 or more.
@@ -154,6 +155,7 @@ class SearchConfig(_Frozen):
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("clean", "faulty", "macs", "parameters")
     evaluations: _Count = 1000
     finalists: _Count = 5
+    final_images: _Count = 10_000
     final_draws: _Count = 20
     supernet: SupernetTrainingConfig = SupernetTrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -190,6 +192,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluations": 200,
         "supernet": {"epochs": 4, "crop_padding": 2},
         "evaluation": {"images": 500, "draws": 3},
+        "final_images": 2000,
         "final_draws": 10,
         "controller": {"steps": 30, "samples": 30, "batch_size": 250},
         "evolution": {"population": 20},
@@ -198,8 +201,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "channels": 4,
         "num_cells": 3,
         "image_size": 8,
-        "evaluations": 24,
-        "supernet": {"epochs": 3, "crop_padding": 0, "flip": False},
+        "evaluations": 16,
+        "supernet": {"epochs": 3, "batch_size": 32, "crop_padding": 0, "flip": False},
         "evaluation": {"images": 200, "draws": 2, "calibration_images": 128},
         "finalists": 2,
         "final_draws": 4,
@@ -207,7 +210,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evolution": {"population": 8},
     },
 }
-"""What differs from the defaults: ``"published"`` for an accelerator, ``"cpu"`` for two cores, ``"demo"`` for seconds."""
+"""What differs from the defaults: ``"published"`` for an accelerator, ``"cpu"`` for two cores, ``"demo"``: seconds."""
 
 
 def preset_config(preset: str, **overrides: Any) -> SearchConfig:

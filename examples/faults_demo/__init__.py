@@ -1,0 +1,1 @@
+"""The parts of the demo of networks under faults; run `make demo`."""

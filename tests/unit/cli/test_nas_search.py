@@ -1,0 +1,81 @@
+"""`sparing nas search` and `train` from end to end on a few digits, and their one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs sparing[vision]")
+pytest.importorskip("sklearn", reason="needs scikit-learn for the digits")
+
+from sparing.cli.main import main  # noqa: E402
+
+SMALL = ("--data", "digits", "--images", "100", "--channels", "2", "--epochs", "1")
+
+
+def run(capsys, *arguments):
+    code = main(["nas", *map(str, arguments)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_search_train_and_what_they_leave(capsys, tmp_path):
+    pytest.importorskip("optuna", reason="needs sparing[nas]")
+    folder, trained = tmp_path / "s", tmp_path / "t"
+    search = ("search", "--fault", "bit-bias", "--p-m", "1e-3", *SMALL, "--evaluations", "4", "--out", folder)
+    code, out, err = run(capsys, *search, "--optuna", "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["settings"]["fault"]["p_m"] == 1e-3
+    assert answer["settings"]["space"] == "feature"
+    assert answer["num_evaluated"] == 4
+    assert {row["number"] for row in answer["front"]} <= set(range(4))
+    names = {"archive.jsonl", "genotype.json", "record.json", "result.json", "trials.journal"}
+    assert names <= {p.name for p in folder.iterdir()}
+
+    code, _, err = run(capsys, *search)
+    assert code == 2
+    assert "--resume" in err
+    code, _, err = run(capsys, *search, "--seed", "1", "--resume")
+    assert code == 2
+    assert "settings.seed: saved 0, now 1" in err
+    code, out, _ = run(capsys, *search, "--resume")
+    assert code == 0
+    assert "the best reward first" in out
+
+    code, out, err = run(capsys, "train", folder, *SMALL, "--draws", "2", "--out", trained, "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert len(answer["faulty_accuracies"]) == 2
+    assert answer["loss_share"] == 0.7
+    assert {p.split("/")[-1] for p in answer["files"]} == {
+        "genotype.json",
+        "network.py",
+        "network.safetensors",
+        "result.json",
+    }
+    program = "import network, torch; print(tuple(network.load()(torch.zeros(2, 3, 8, 8)).shape))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=trained, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 10)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("search", "--fault", "stuck-at:form=bit", "--p-m", "1e-4", *SMALL), "--p-m"),
+        (("search", "--fault", "rust", *SMALL), "rust"),
+        (("search", *SMALL, "--max-macs", "10"), "max_macs"),
+        (("search", *SMALL, "--workers", "0"), "--workers"),
+        (("search", *SMALL, "--image-size", "12"), "--image-size"),
+        (("search", *SMALL, "--loss-share", "2"), "supernet.loss_share"),
+        (("train", "w-ftt-net", *SMALL, "--draws", "0"), "draws"),
+        (("train", "nothing.json", *SMALL), "genotype"),
+    ],
+)
+def test_one_line_says_what_is_wrong(capsys, tmp_path, arguments, expected):
+    code, out, err = run(capsys, *arguments, "--out", tmp_path / "x")
+    assert (code, out) == (2, "")
+    assert err.startswith("sparing: error: ")
+    assert err.count("\n") == 1
+    assert expected in err
