@@ -120,6 +120,7 @@ class Bench:
             fault=study.search_fault,
             max_macs=most.num_macs,
             max_parameters=most.num_parameters,
+            objectives=("clean", "faulty"),  # the budget bounds the rest
             seed=seed,
             **overrides,
         )

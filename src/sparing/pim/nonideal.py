@@ -80,7 +80,7 @@ class CellVariation:
         Raises:
             ArgumentError: another form; mapped weights have cells of one bit.
         """
-        if not isinstance(fault, StuckAt) or fault.form != "bit":
+        if fault.form != "bit":
             raise ArgumentError(f"fault: expected StuckAt(form='bit'), as mapped cells hold one bit, got {fault!r}")
         high = fault.rate * fault.share_high
         return cls(p_stuck_0=fault.rate - high, p_stuck_1=high, **others)
