@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, default=300_000, help="search: designs that a search tries")
     parser.add_argument("--images", type=int, default=64, help="executor: images at once")
     parser.add_argument("--epochs", type=int, default=16, help="training: of the float networks")
-    parser.add_argument("--fine-tune-epochs", type=int, default=10, help="training: of each 3-bit network")
+    parser.add_argument("--fine-tune-epochs", type=int, default=12, help="training: of each 3-bit network")
     parser.add_argument("--fine-tune-rate", type=float, default=0.05, help="training: peak learning rate at 3 bits")
     parser.add_argument("--jobs", type=int, help="training: stop after so many jobs; default: all")
     parser.add_argument("--tiny", action="store_true")

@@ -1,12 +1,13 @@
 """Accuracy of 3-bit networks at equal crossbars on CIFAR-10; each training is a job that goes on where it was stopped.
 
-Every 3-bit network is fine-tuned from its own float training by the same schedule. All jobs of a seed share its dense
-float network; the narrower rivals have their own.
+Every 3-bit network is fine-tuned from its own float training by the same schedule, with its float self as teacher. All
+jobs of a seed share its dense float network; the narrower rivals have their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import time
@@ -35,6 +36,7 @@ from sparing.runs.atomic import replace_file
 from sparing.runs.record import run_record
 from sparing.vision import (
     ClassifierTrainingConfig,
+    DistillationStep,
     ImageDataset,
     evaluate_classifier,
     load_cifar10,
@@ -72,7 +74,9 @@ class Bench:
             )
         return ClassifierTrainingConfig(epochs=options.epochs, seed=seed, batch_size=batch_size)
 
-    def trained(self, model: nn.Module, job: str, seed: int, *, fine: bool) -> dict[str, Any]:
+    def trained(
+        self, model: nn.Module, job: str, seed: int, *, fine: bool, teacher: nn.Module | None = None
+    ) -> dict[str, Any]:
         """Trains a model, or takes what its folder holds; measures it in float32."""
         start = time.perf_counter()
         result = train_classifier_(
@@ -81,6 +85,7 @@ class Bench:
             config=self.config(seed, fine=fine),
             checkpoint_folder=self.folder_of(job, seed) / "checkpoints",
             validation=self.test,
+            step=None if teacher is None else DistillationStep(teacher),
         )
         seconds = time.perf_counter() - start
         return {
@@ -123,7 +128,7 @@ def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
         What there is, and what was read.
     """
     train, test = _data(options)
-    fine = f"f{options.fine_tune_epochs}-r{options.fine_tune_rate:g}"
+    fine = f"f{options.fine_tune_epochs}-r{options.fine_tune_rate:g}-taught"
     bench = Bench(options, train, test, options.work / f"e{options.epochs}-{fine}")
     wanted = jobs(options.seeds[:1] if options.tiny else options.seeds)
     left = len(wanted) if options.jobs is None else options.jobs
@@ -157,6 +162,7 @@ def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
         return {"parameters": _parameters(model), **_chip(model, dense_design(network)), **trained}
     narrow = f"{job} float"
     model, before = bench.float_model(narrow if narrow in _NARROW else "float", seed)
+    teacher = copy.deepcopy(model)
     told: dict[str, Any] = {"accuracy_in_float": before["accuracy"]}
     network, most = contestants.shape_of(model), contestants.budget()
     rule, kind = "weighted_mse", job
@@ -181,7 +187,7 @@ def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
         told.pop("modelled")  # the hardware model knows no missing blocks
     told["residuals"] = {layer.name: layer.residual for layer in convert_(model, design)}
     quantize_(model, design, crossbar=CROSSBAR, rule=rule)
-    told |= bench.trained(model, job, seed, fine=True)
+    told |= bench.trained(model, job, seed, fine=True, teacher=teacher)
     if masks is not None:
         told["pruned_weights_not_0"] = _revived(model, masks)
     return told | {"design": design.model_dump(mode="json", exclude_none=True)}

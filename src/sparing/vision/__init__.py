@@ -27,7 +27,7 @@ from sparing.vision.resnet import (
     resnet50,
     resnet101,
 )
-from sparing.vision.steps import TrainingStep
+from sparing.vision.steps import DistillationStep, TrainingStep
 from sparing.vision.vgg import VGG, VGGConfig, vgg16, vgg16_bn
 from sparing.vision.weights import Classifier, SavedClassifier, load_classifier, save_classifier
 
@@ -36,6 +36,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "Bottleneck",
     "Classifier",
     "ClassifierTrainingConfig",
+    "DistillationStep",
     "EpochResult",
     "EpochSampler",
     "ImageDataset",

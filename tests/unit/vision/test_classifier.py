@@ -7,6 +7,7 @@ pytest.importorskip("safetensors", reason="needs sparing[vision]")
 from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, NonFiniteError, ShapeError  # noqa: E402
 from sparing.vision import (  # noqa: E402
     ClassifierTrainingConfig,
+    DistillationStep,
     ImageDataset,
     ResNet,
     ResNetConfig,
@@ -301,3 +302,46 @@ def test_a_step_of_ones_own_is_remembered(squares, tmp_path):
         train(Twice(share=0.5))
     with pytest.raises(ConfigError, match="step"):
         train(None)
+
+
+def test_distillation_teaches_a_student_without_labels(squares):
+    teacher = tiny(seed=1)
+    train_classifier_(teacher, squares, config=change(epochs=6))
+    before = weights(teacher)
+    rng = np.random.default_rng(0)
+    wrong = ImageDataset(squares.images, rng.permutation(squares.labels), squares.class_names, squares.name)
+    student = tiny(seed=2)
+    step = DistillationStep(teacher, share=1.0, temperature=1.0)
+    train_classifier_(student, wrong, config=change(epochs=12), step=step)
+    assert evaluate_classifier(student, squares) > 0.9
+    assert_equal(weights(teacher), before)
+
+
+def test_distillation_by_hand():
+    student, teacher = torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2, bias=False)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    step = DistillationStep(teacher, share=0.25, temperature=2.0)
+    found = step(lambda: student(x).square().mean(), student, 0)
+    p, q = (teacher(x) / 2).softmax(1), (student(x) / 2).softmax(1)
+    expected = 0.75 * student(x).square().mean() + 0.25 * 4 * (p * (p / q).log()).sum(1).mean()
+    (gradient,) = torch.autograd.grad(expected, student.weight)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(student.weight.grad, gradient)
+
+
+def test_distillation_errors(squares, tmp_path):
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ArgumentError, match="share"):
+            DistillationStep(tiny(), share=share)
+    for temperature in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ArgumentError, match="temperature"):
+            DistillationStep(tiny(), temperature=temperature)
+    other = ResNet(ResNetConfig(layers=(1, 1), width=4, num_classes=5, stem="cifar"), seed=0)
+    with pytest.raises(ShapeError, match="teacher"):
+        train_classifier_(tiny(), squares, config=CONFIG, step=DistillationStep(other))
+    train = lambda seed: train_classifier_(  # noqa: E731
+        tiny(), squares, config=CONFIG, checkpoint_folder=tmp_path, step=DistillationStep(tiny(seed=seed))
+    )
+    train(0)
+    with pytest.raises(ConfigError, match=r"step\.teacher_crc32"):
+        train(1)
