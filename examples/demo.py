@@ -24,7 +24,7 @@ OUT = Path(__file__).resolve().parent.parent / "out"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the demo."""
     parser = argparse.ArgumentParser(description="Shows the systems at work on this machine.")
-    parser.add_argument("--only", choices=("hybrid", "var", "pim"), help="one system (default: all)")
+    parser.add_argument("--only", choices=("hybrid", "var", "pim", "faults"), help="one system (default: all)")
     parser.add_argument("--model", default="cifar10", metavar="DIR", help="draw with this saved VARPipeline instead")
     chosen = parser.parse_args(arguments)
     begin, sections = time.perf_counter(), []
@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from pim_demo.run import run as run_pim
 
         sections.append(run_pim())
+    if chosen.only in (None, "faults"):
+        from faults_demo.run import run as run_faults
+
+        sections.append(run_faults())
     command = "make demo" if chosen.only is None else f"python examples/demo.py --only {chosen.only}"
     record = run_record(command=command, seed=0, threads=1, data="installed packages")
     write_page(OUT / "demo.html", sections, record)

@@ -25,6 +25,7 @@ from sparing.runs.progress import Progress
 from sparing.vision import ClassifierTrainingConfig, ImageDataset, to_float, train_classifier_
 
 SIDE, WIDTH, EPOCHS, SEED, DRAWS, CALIBRATION = 8, 6, 30, 0, 40, 256
+STUCK = StuckAt(rate=0.08, form="bit")
 
 
 @dataclass(frozen=True)
@@ -32,34 +33,42 @@ class Kind:
     """A kind of fault of the demo.
 
     Attributes:
-        name: of its section.
+        title: above its curves.
         fault: with the rate that the training sees.
         rates: that are measured.
-        rate: what the rate is, for people.
-        scale: of the rate on the picture's axis.
+        axis: what the rate is, for people.
+        scale: that the rate is shown in.
+        unit: of the shown rate.
+        what: is hit, after the unit.
     """
 
-    name: str
+    title: str
     fault: FaultModel
     rates: tuple[float, ...]
-    rate: str
+    axis: str
     scale: float
+    unit: str
+    what: str
 
 
 KINDS = (
     Kind(
-        "weights: bits of the stored numbers are stuck",
-        StuckAt(rate=0.08, form="bit"),
+        "faults of weights: bits of stored numbers are stuck",
+        STUCK,
         (0.0, 0.01, 0.02, 0.04, 0.06, 0.08),
         "stuck bits, %",
-        100,
+        1e2,
+        "%",
+        "of bits stuck",
     ),
     Kind(
-        "features: bits flip on the way through the multipliers",
+        "faults of features: multipliers are upset",
         BitBias(p_m=3e-3),
         (0.0, 3e-4, 7.5e-4, 1.5e-3, 2.25e-3, 3e-3),
-        "upsets a multiply-add (p_m), ‰",
-        1000,
+        "upset multiply-adds (p_m), ‰",
+        1e3,
+        "‰",
+        "of multiply-adds upset",
     ),
 )
 
