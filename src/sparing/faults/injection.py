@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, DtypeError, ShapeError
@@ -250,6 +251,11 @@ class _FeatureHook:
     def __call__(self, module: nn.Module, _: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
             raise DtypeError(f"features of {self._jobs[0].site}: expected a tensor, got {type(output).__name__}")
+        if torch._C._current_graph_task_id() >= 0 and not self._jobs[0].is_map:
+            raise ArgumentError(
+                f"features of {self._jobs[0].site}: computed again in the backward pass (torch.utils.checkpoint), where "
+                "faults would be others; turn checkpoints off, or use a fault map (transient=False)"
+            )
         for job in self._jobs:
             if job.is_map and tuple(output.shape[1:]) != job.shape:
                 raise ShapeError(

@@ -85,6 +85,13 @@ class FaultMap:
                 "fault map: it was made for a network whose layers have other names or shapes than this model's; "
                 "sample one for it"
             )
+        modules = {name for name, _ in model.named_modules()}
+        missing = next((entry for entry in self.entries if entry.output not in {None, *modules}), None)
+        if missing is not None:
+            raise ConfigError(
+                f"fault map: it hits the features of {missing.site!r} behind {missing.output!r}, which this model does "
+                "not have; sample one for it"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one checked file, replacing it as a whole.

@@ -197,7 +197,7 @@ class BitBias(SingleFault):
         p = self.p if self.p_m is None else _any_of(num_macs, self.p_m)
         if p is None:
             raise AssertionError("unreachable: one of p and p_m is given")
-        return 1 / int(1 / p) if self.rate == "rounded" and p > 0 else p
+        return 1 / (1 / p // 1) if self.rate == "rounded" and p > 0 else p
 
     def draw_effects(self, num: int, rng: np.random.Generator) -> NDArray[Any]:
         """±1, ±2, .. ±128 steps, float32."""
@@ -297,11 +297,11 @@ class StuckAt(SingleFault):
         return both
 
     def apply(self, codes: Tensor, effects: Tensor) -> Tensor:
-        """Reads the cells again."""
+        """Reads the cells again; of −128, which cells cannot hold, those of −127."""
         whole = codes.to(torch.int32)
         high = effects >> 16
         positive = (whole.clamp(min=0) & ~effects | high) & _MOST
-        negative = ((-whole).clamp_(min=0) & ~(effects >> 7) | high >> 7) & _MOST
+        negative = ((-whole).clamp_(0, _MOST) & ~(effects >> 7) | high >> 7) & _MOST
         return (positive - negative).to(codes.dtype)
 
     @property

@@ -113,9 +113,10 @@ def _mask_table(bits: int, p: float, nonzero: bool) -> tuple[NDArray[np.float64]
     with np.errstate(divide="ignore", invalid="ignore"):
         set_part = np.where(ones == 0, 0.0, ones * np.log(p))
         clear_part = np.where(ones == bits, 0.0, (bits - ones) * np.log1p(-p))
-    share = np.exp(set_part + clear_part)
+    logs = set_part + clear_part
     if nonzero:
-        share[0] = 0.0
+        logs[0] = -np.inf
+    share = np.exp(logs - logs.max())
     share *= size / share.sum()
     below, other = share.copy(), np.arange(size, dtype=np.int32)
     small = [int(i) for i in np.flatnonzero(share < 1)]

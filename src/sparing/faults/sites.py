@@ -236,16 +236,27 @@ def _matching(sites: Sequence[FaultSite], patterns: Sequence[str], name: str) ->
 def _trace(model: nn.Module, example: Tensor) -> dict[str, tuple[str, tuple[int, int, int], int]]:
     """Where convolutions' features are, by layer: one forward pass in evaluation mode."""
     check_images(example, "example")
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, tuple[Any, int]] = {}
+    calls: Counter[str] = Counter()
     taken: dict[str, list[str]] = {}
-    normed: dict[str, Tensor] = {}
+    features: dict[str, tuple[tuple[int, int, int], int]] = {}
+
+    def keep(layer: str, at: str, output: Any) -> None:
+        # At once: what comes next may change features in place.
+        shape, exponent = _described(layer, output)
+        features[at] = shape, max(exponent, features[at][1]) if at in features else exponent
 
     def after_layer(name: str, output: Any) -> None:
-        outputs[name] = output
+        keep(name, name, output)
+        outputs[name] = output, _changes(output)
+        calls[name] += 1
 
     def after_norm(name: str, given: Any, output: Any) -> None:
-        taken.setdefault(name, []).extend(layer for layer, known in outputs.items() if known is given)
-        normed[name] = output
+        for layer, (known, changes) in outputs.items():
+            # The same tensor, and nothing has changed it in between (a ReLU in place would).
+            if known is given and changes == _changes(given):
+                taken.setdefault(name, []).append(layer)
+                keep(layer, name, output)
 
     with ExitStack() as stack, evaluating(model):
         for name, module in model.named_modules():
@@ -259,13 +270,19 @@ def _trace(model: nn.Module, example: Tensor) -> dict[str, tuple[str, tuple[int,
                 continue
             stack.callback(handle.remove)
         model(example)
-    # A normalization behind several layers, or a layer before several of them: then the layer's own output counts.
-    followers = Counter(layer for layers in taken.values() for layer in layers)
-    behind = {layers[0]: norm for norm, layers in taken.items() if len(layers) == 1 and followers[layers[0]] == 1}
-    return {
-        name: (behind.get(name, name), *_described(name, normed[behind[name]] if name in behind else output))
-        for name, output in outputs.items()
+    # A normalization behind several layers, or not behind every call of its layer: then the layer's own output counts.
+    followers = Counter(layer for layers in taken.values() for layer in set(layers))
+    behind = {
+        layers[0]: norm
+        for norm, layers in taken.items()
+        if layers == [layers[0]] * calls[layers[0]] and followers[layers[0]] == 1
     }
+    return {name: (behind.get(name, name), *features[behind.get(name, name)]) for name in outputs}
+
+
+def _changes(x: Tensor) -> int:
+    """How often a tensor was changed in place, as far as it is counted."""
+    return 0 if x.is_inference() else x._version
 
 
 def _described(name: str, features: Any) -> tuple[tuple[int, int, int], int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -78,6 +79,7 @@ class StoredWeight:
         """
         rounding, packed = self._rounding, self._int8 is not None and self._int8.weight_codes is None
         before = (rounding.held, rounding.passes) if rounding is not None else (None, False)
+        clip = self._clip_()
         if not self._is_nested:
             _HELD[self._key] = self._exponent
         if redrawn:
@@ -85,7 +87,7 @@ class StoredWeight:
         if rounding is not None:
             rounding.held = self._range if rounding.held is None else rounding.held
             rounding.passes = rounding.passes or adds_noise
-        return partial(self._let_go_, before, packed)
+        return partial(self._let_go_, before, packed, clip)
 
     def hit_(self, hits: Hits, fault: SingleFault) -> Callable[[], None]:
         """Writes what a fault leaves.
@@ -96,10 +98,11 @@ class StoredWeight:
         if not len(hits):
             return _nothing
         tensor = self._writable()
-        lowest = -128 if self._is_nested else -127
         step = step_of_exponent(self._exponent)
         on_grid = self._rounding is not None
+        lowest = -128 if self._is_nested or on_grid or self._int8 is not None else -127
         before = hit_(tensor, hits, fault, step=step, lowest=lowest, on_grid=on_grid)
+        torch.clear_autocast_cache()  # it holds weights as they were, in another type
         return partial(self._put_back_, tensor, hits, before)
 
     def _writable(self) -> Tensor:
@@ -111,8 +114,29 @@ class StoredWeight:
     def _put_back_(self, tensor: Tensor, hits: Hits, before: Tensor) -> None:
         # An int8 layer has had its codes packed, and unpacked into another tensor.
         put_back_(tensor if self._int8 is None else self._writable(), hits.positions, before)
+        torch.clear_autocast_cache()
 
-    def _let_go_(self, before: tuple[int | None, bool], packed: bool) -> None:
+    @torch.no_grad()
+    def _clip_(self) -> tuple[Tensor, Tensor] | None:
+        """Brings weights that the format clips to −127: while it is held, −128 is what an upset has left."""
+        if self._rounding is None or self._is_nested or self._range != self._exponent:
+            return None
+        tensor, least = stored_weight(self._layer).detach(), -127 * step_of_exponent(self._exponent)
+        below = tensor < least
+        if not bool(below.any()):
+            return None
+        before = tensor[below]
+        tensor.masked_fill_(below, least)
+        torch.clear_autocast_cache()
+        return below, before
+
+    def _let_go_(
+        self, before: tuple[int | None, bool], packed: bool, clip: tuple[Tensor, Tensor] | None
+    ) -> None:
+        if clip is not None:
+            with torch.no_grad():
+                stored_weight(self._layer).detach()[clip[0]] = clip[1]
+            torch.clear_autocast_cache()
         if not self._is_nested:
             del _HELD[self._key]
         _REDRAWN.discard(self._key)
