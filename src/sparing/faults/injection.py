@@ -253,8 +253,8 @@ class _FeatureHook:
             raise DtypeError(f"features of {self._jobs[0].site}: expected a tensor, got {type(output).__name__}")
         if torch._C._current_graph_task_id() >= 0 and not self._jobs[0].is_map:
             raise ArgumentError(
-                f"features of {self._jobs[0].site}: computed again in the backward pass (torch.utils.checkpoint), where "
-                "faults would be others; turn checkpoints off, or use a fault map (transient=False)"
+                f"features of {self._jobs[0].site}: computed again in the backward pass (torch.utils.checkpoint), "
+                "where faults would be others; turn checkpoints off, or use a fault map (transient=False)"
             )
         for job in self._jobs:
             if job.is_map and tuple(output.shape[1:]) != job.shape:

@@ -197,7 +197,8 @@ class BitBias(SingleFault):
         p = self.p if self.p_m is None else _any_of(num_macs, self.p_m)
         if p is None:
             raise AssertionError("unreachable: one of p and p_m is given")
-        return 1 / (1 / p // 1) if self.rate == "rounded" and p > 0 else p
+        # Below 1e-15 rounding changes nothing that a float could tell.
+        return 1 / int(1 / p) if self.rate == "rounded" and p > 1e-15 else p
 
     def draw_effects(self, num: int, rng: np.random.Generator) -> NDArray[Any]:
         """±1, ±2, .. ±128 steps, float32."""

@@ -64,7 +64,7 @@ def hit_positions(num: int, p: float, rng: np.random.Generator) -> NDArray[np.in
         return np.empty(0, np.int64)
     if p >= 1:
         return np.arange(num)
-    scale, expected = -1 / math.log1p(-p), num * p
+    scale, expected = min(-1 / math.log1p(-p), 1e300), num * p
     at_once = int(expected + _SIGMAS * math.sqrt(expected)) + _EXTRA
     found, last = [], -1
     while last < num:

@@ -130,9 +130,7 @@ class StoredWeight:
         torch.clear_autocast_cache()
         return below, before
 
-    def _let_go_(
-        self, before: tuple[int | None, bool], packed: bool, clip: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def _let_go_(self, before: tuple[int | None, bool], packed: bool, clip: tuple[Tensor, Tensor] | None) -> None:
         if clip is not None:
             with torch.no_grad():
                 stored_weight(self._layer).detach()[clip[0]] = clip[1]

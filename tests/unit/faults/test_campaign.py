@@ -328,7 +328,7 @@ def die_at(step, real=os.fsync):
         return real(descriptor)
     os.fsync = counted
 
-for step in range(1, 100, 3):
+for step in range(1, 100, 5):
     child = os.fork()
     if child == 0:
         die_at(step)

@@ -470,3 +470,40 @@ def test_a_gpu_has_the_same_faults(network, images, fault):
             assert torch.allclose(model.conv1.weight.cpu(), weight, rtol=1e-6)
             assert torch.allclose(model(images.cuda()).cpu(), logits, atol=0.05)
     assert here.hits == there.hits
+
+
+def test_weights_that_autocast_keeps_in_another_type():
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        clean = layer(x)
+        with inject(layer, StuckAt(rate=0.5)):
+            faulty = layer(x)
+        assert not torch.equal(faulty, clean)
+        assert torch.equal(layer(x), clean)
+
+
+def test_weights_at_the_lower_end_that_are_not_hit():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        model[0].weight.clamp_(-0.125, 0.125)  # as weight clipping does: many are -2^S
+    fixed_point_(model, x)
+    stored = model[0].parametrizations.weight.original
+    before, clean = stored.clone(), model(x)
+    with inject(model, BitFlip(p=0)):
+        assert torch.equal(model(x), clean)
+    assert torch.equal(stored, before)
+
+
+def test_checkpointed_features_are_refused_unless_they_stay_the_same():
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 8, 8)
+    with inject(model, BitBias(p=0.3), example=x):
+        loss = checkpoint(model, x.clone().requires_grad_(), use_reentrant=False).square().sum()
+        with pytest.raises(ArgumentError, match="computed again in the backward pass"):
+            loss.backward()
+    with inject(model, BitBias(p=0.3), example=x, transient=False):
+        checkpoint(model, x.clone().requires_grad_(), use_reentrant=False).square().sum().backward()

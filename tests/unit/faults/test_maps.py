@@ -181,3 +181,15 @@ def test_files_with_whole_checksums_and_wrong_content(network, tmp_path):
             load_fault_map(rewritten(arrays, **meta))
     with pytest.raises(VersionError):
         load_fault_map(rewritten(version=2))
+
+
+def test_a_map_of_features_behind_a_module_that_is_not_there(images):
+    def build(name):
+        model = nn.Sequential()
+        model.add_module("conv", nn.Conv2d(3, 4, 3))
+        model.add_module(name, nn.BatchNorm2d(4))
+        return model.eval()
+
+    found = BitBias(p=0.1).sample(build("bn"), seed=1, example=images)
+    with pytest.raises(ConfigError, match="'conv' behind 'bn'"), inject(build("norm"), found):
+        pass

@@ -242,3 +242,17 @@ def test_faults_as_they_are_typed(text, fault):
 def test_faults_that_cannot_be_read(text):
     with pytest.raises(ConfigError, match="fault"):
         parse_fault(text)
+
+
+def test_cells_that_meet_what_they_cannot_hold():
+    assert StuckAt().apply(torch.tensor([-128.0]), torch.tensor([1], dtype=torch.int32)).item() == -127
+
+
+def test_rates_too_small_for_a_reciprocal():
+    import warnings
+
+    assert BitBias(p=1e-320, rate="rounded").p_hit(1) == 1e-320
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        masks = BitFlip(p=1e-320).draw_effects(99, np.random.default_rng(0))
+    assert {bin(int(mask)).count("1") for mask in masks} == {1}

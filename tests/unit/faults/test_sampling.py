@@ -99,3 +99,9 @@ def test_drawings_do_not_change_with_releases():
 def test_seeds_out_of_range(value):
     with pytest.raises(ArgumentError, match="seed: expected 0 to"):
         check_seed("seed", value)
+
+
+def test_the_smallest_rates_do_not_overflow():
+    with np.errstate(all="raise"):
+        for p in (5e-324, 1e-310, 2e-308):
+            assert not len(hit_positions(1 << 40, p, np.random.default_rng(0)))

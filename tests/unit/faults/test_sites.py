@@ -167,3 +167,36 @@ def test_torch_compile_leaves_what_is_refused(network, images):
     for bad in (compiled, model, nn.Sequential(model)):
         with pytest.raises(ArgumentError, match="compiled or scripted"):
             fault_sites(bad, images)
+
+
+class TestInPlace:
+    def test_ranges_are_those_before_the_next_layer_changes_them(self, images):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)).eval()
+        with torch.no_grad():
+            model[1].weight.fill_(1e-3)
+            model[1].bias.fill_(-100.0)
+        (site,) = fault_sites(model, images)
+        assert (site.output, site.exponent) == ("1", 7)
+
+    def test_a_relu_in_between(self, images):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4)).eval()
+        assert fault_sites(model, images)[0].output == "0"
+
+    def test_inference_mode(self, images):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        with torch.inference_mode():
+            assert fault_sites(model, images)[0].output == "1"
+
+
+def test_layers_called_twice(images):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.bn(self.conv(1e-3 * self.bn(self.conv(100 * x))))
+
+    (site,) = fault_sites(Twice().eval(), images)
+    assert site.output == "bn"
+    assert site.exponent > 5  # of both calls
