@@ -22,11 +22,11 @@ from sparing.explore import EvolutionConfig
 from sparing.faults import AnyFault, BitBias, FaultModel
 from sparing.vision._settings import Precision
 
-__all__ = [
-    "PRESETS",
+__all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "ControllerConfig",
     "EvaluationConfig",
     "Objective",
+    "PRESETS",
     "SearchConfig",
     "SupernetTrainingConfig",
     "preset_config",
