@@ -23,7 +23,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", nargs="?", default="all", choices=[*STAGES, "report", "all"])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks.nas/results"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/nas/results"))
     parser.add_argument("--work", type=Path, default=Path("out/nas-bench"), help="a folder a job")
     parser.add_argument("--data", type=Path, help="CIFAR-10's folder; default SPARING_DATA/cifar10")
     parser.add_argument("--studies", nargs="+", default=list(studies.STUDIES), choices=list(studies.STUDIES))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sparing.cli import render
 from sparing.cli.faults_render import print_differences
-from sparing.cli.var_options import add_command
+from sparing.cli.options import add_command
 
 __all__ = ["add_commands"]
 

@@ -1,15 +1,14 @@
 """What the commands of `sparing faults` share: naming a network, its data and its faults, and opening them."""
 
 import argparse
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparing.cli.images import load_split
+from sparing.cli.options import open_device
 from sparing.cli.user_models import network_from_file
-from sparing.cli.var_options import load_data, open_device
-from sparing.errors import ArgumentError, MissingExtraError
+from sparing.errors import ArgumentError
 from sparing.runs.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,11 +18,13 @@ if TYPE_CHECKING:
     from sparing.faults.models import FaultModel
     from sparing.vision import ImageDataset
 
-__all__ = ["Subject", "campaign_options", "keep", "open_campaign", "open_fault", "open_subject", "resumable"]
+__all__ = ["KEPT", "Subject", "campaign_options", "keep", "open_campaign", "open_fault", "open_subject"]
 
 _RATES = {"bit-bias": "p_m", "bit-flip": "p", "gaussian": "sigma", "reciprocal-normal": "sigma"}
-_DIGITS, _EVERY = "digits", 3
 _PICTURE_TEST_SHARE = 0.5
+
+KEPT = "draws so far are kept: the same command with --resume goes on from there"
+"""What Ctrl-C says of a campaign in a folder."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,18 +210,6 @@ def keep(arguments: argparse.Namespace, result: "CampaignResult", subject: Subje
     write_record(Path(arguments.out) / "record.json", record, {"clean_accuracy": result.clean_accuracy})
 
 
-@contextlib.contextmanager
-def resumable(folder: str | None) -> Iterator[None]:
-    """Stands around a campaign; says what is kept when Ctrl-C comes."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if folder is None:
-            raise
-        message = "interrupted; draws so far are kept: the same command with --resume goes on from there"
-        raise KeyboardInterrupt(message) from None
-
-
 def _open_model(text: str) -> "tuple[nn.Module, tuple[str, ...]]":
     from sparing.vision import load_classifier
 
@@ -234,42 +223,12 @@ def _open_data(arguments: argparse.Namespace, progress: Progress) -> "tuple[Imag
     """Test images, and training images to calibrate on; never the same."""
     import numpy as np
 
+    train, test = load_split(arguments.data, size=arguments.size, test_share=_PICTURE_TEST_SHARE, progress=progress)
     rng = np.random.default_rng(0)  # which images is no matter of the draws' seed
-    if arguments.data == _DIGITS:
-        train, test = _digits()
-    else:
-        test = load_data(arguments.data, split="test", size=arguments.size, progress=progress)
-        train = load_data(arguments.data, split="train", size=arguments.size, progress=progress)
-        if np.array_equal(train.images, test.images):
-            # A folder of pictures without splits.
-            order = np.random.default_rng(0).permutation(len(test))
-            half = int(len(order) * _PICTURE_TEST_SHARE)
-            if half < 1:
-                raise ArgumentError(f"--data: expected two images or more, got {len(test)}")
-            test, train = test.subset(order[half:]), train.subset(order[:half])
     return (
         test.subset(rng.permutation(len(test))[: arguments.images]),
         train.subset(rng.permutation(len(train))[: arguments.calibration_images]),
     )
-
-
-def _digits() -> "tuple[ImageDataset, ImageDataset]":
-    import numpy as np
-
-    from sparing.vision import ImageDataset
-
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", extra="text", purpose="--data digits") from error
-    found = load_digits()
-    small = np.minimum(found.images * 16, 255).astype(np.uint8)
-    images = np.repeat(small.repeat(4, axis=1).repeat(4, axis=2)[:, None], 3, axis=1)
-    dataset = ImageDataset(
-        images, found.target.astype(np.int64), tuple(map(str, range(10))), "digits (scikit-learn, 32×32)"
-    )
-    is_test = np.arange(len(dataset)) % _EVERY == 0
-    return dataset.subset(np.flatnonzero(~is_test)), dataset.subset(np.flatnonzero(is_test))
 
 
 def _accuracy(model: Any, test: "ImageDataset", batch_size: int) -> float:

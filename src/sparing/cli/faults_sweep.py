@@ -4,17 +4,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
-from sparing.cli.faults_options import (
-    Subject,
-    campaign_options,
-    keep,
-    open_campaign,
-    open_fault,
-    open_subject,
-    resumable,
-)
+from sparing.cli.faults_options import KEPT, Subject, campaign_options, keep, open_campaign, open_fault, open_subject
 from sparing.cli.faults_render import print_points
-from sparing.cli.var_options import add_command, numbers
+from sparing.cli.options import add_command, numbers, resumable
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -49,7 +41,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--rates: expected one or more, got none")
     for rate in arguments.rates:
         fault.with_rate(rate)
-    with render.progress_bars() as progress, resumable(arguments.out):
+    with render.progress_bars() as progress, resumable(KEPT if arguments.out else None):
         subject = open_subject(arguments, progress)
         result = sweep(
             subject.model,

@@ -5,7 +5,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
-from sparing.cli.var_options import add_command
+from sparing.cli.options import add_command
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:

@@ -1,22 +1,19 @@
 """What `sparing nas search` and `train` share: options, faults, images, and what Ctrl-C says."""
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sparing.cli.var_options import load_data
-from sparing.errors import ArgumentError, MissingExtraError
+from sparing.cli.images import DIGITS, load_split
+from sparing.errors import ArgumentError
 from sparing.runs.progress import Progress
 
 if TYPE_CHECKING:
     from sparing.faults import FaultModel
     from sparing.vision import ImageDataset
 
-__all__ = ["open_fault", "open_images", "preset_of", "resumable", "run_options"]
+__all__ = ["open_fault", "open_images", "preset_of", "run_options"]
 
-_DIGITS, _EVERY = "digits", 3
-_SIDE, _DIGIT_SIDE = 32, 8
+_SIDE = 32
 _TEST_SHARE = 0.2
 _DEFAULT_FAULT = {"feature": "bit-bias:p_m=1e-4", "weight": "stuck-at:rate=0.08,form=bit"}
 PRESETS = ("cpu", "published", "demo")
@@ -61,7 +58,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 
 def preset_of(arguments: argparse.Namespace) -> str:
     """The preset that was asked for, or what fits the data."""
-    return arguments.preset or ("demo" if arguments.data == _DIGITS else "cpu")
+    return arguments.preset or ("demo" if arguments.data == DIGITS else "cpu")
 
 
 def open_fault(arguments: argparse.Namespace, space: str | None) -> "FaultModel":
@@ -96,48 +93,9 @@ def open_images(
 
     if arguments.images is not None and arguments.images < 1:
         raise ArgumentError(f"--images: expected at least 1, got {arguments.images}")
-    order = np.random.default_rng(0)  # which images is no matter of the seed
-    if arguments.data == _DIGITS:
-        train, test = _digits(image_size)
-    else:
-        size = max(_SIDE, image_size)
-        train = load_data(arguments.data, split="train", size=size, progress=progress)
-        test = load_data(arguments.data, split="test", size=size, progress=progress)
-        if np.array_equal(train.images, test.images):
-            shuffled = order.permutation(len(train))
-            count = int(len(train) * _TEST_SHARE)
-            if count < 1:
-                raise ArgumentError(f"--data: expected enough pictures to keep a fifth for tests, got {len(train)}")
-            train, test = train.subset(shuffled[count:]), train.subset(shuffled[:count])
+    size = image_size if arguments.data == DIGITS else max(_SIDE, image_size)
+    train, test = load_split(arguments.data, size=size, test_share=_TEST_SHARE, progress=progress)
     if arguments.images is not None and arguments.images < len(train):
-        train = train.subset(np.sort(order.permutation(len(train))[: arguments.images]))
+        order = np.random.default_rng(0).permutation(len(train))  # which images is no matter of the seed
+        train = train.subset(np.sort(order[: arguments.images]))
     return train, test
-
-
-def _digits(image_size: int) -> "tuple[ImageDataset, ImageDataset]":
-    import numpy as np
-
-    from sparing.vision import ImageDataset
-
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", extra="text", purpose="--data digits") from error
-    if image_size % _DIGIT_SIDE:
-        raise ArgumentError(f"--image-size: expected a multiple of {_DIGIT_SIDE} for digits, got {image_size}")
-    found, factor = load_digits(), image_size // _DIGIT_SIDE
-    small = np.minimum(found.images * 16, 255).astype(np.uint8)
-    images = np.repeat(small.repeat(factor, axis=1).repeat(factor, axis=2)[:, None], 3, axis=1)
-    dataset = ImageDataset(images, found.target.astype(np.int64), tuple(map(str, range(10))), "digits (scikit-learn)")
-    is_test = np.arange(len(dataset)) % _EVERY == 0
-    return dataset.subset(np.flatnonzero(~is_test)), dataset.subset(np.flatnonzero(is_test))
-
-
-@contextlib.contextmanager
-def resumable(what: str) -> Iterator[None]:
-    """Stands around a run; says what is kept when Ctrl-C comes."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        message = f"interrupted; the {what} so far is kept: the same command with --resume goes on from there"
-        raise KeyboardInterrupt(message) from None

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
-from sparing.cli.nas_options import open_fault, open_images, preset_of, resumable, run_options
-from sparing.cli.var_options import add_command, open_device
+from sparing.cli.nas_options import open_fault, open_images, preset_of, run_options
+from sparing.cli.options import add_command, open_device, resumable
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _search(arguments: argparse.Namespace) -> None:
     config, device = _config(arguments), open_device(arguments.device)
     with render.progress_bars() as progress:
         train, _ = open_images(arguments, config.image_size, progress)
-        with resumable("search"):
+        with resumable("the search so far is kept: the same command with --resume goes on from there"):
             result = run_search(
                 train,
                 config=config,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
-from sparing.cli.nas_options import open_fault, open_images, preset_of, resumable, run_options
-from sparing.cli.var_options import add_command, open_device
+from sparing.cli.nas_options import open_fault, open_images, preset_of, run_options
+from sparing.cli.options import add_command, open_device, resumable
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _train(arguments: argparse.Namespace) -> None:
     config, device = _config(arguments, genotype), open_device(arguments.device)
     with render.progress_bars() as progress:
         train, test = open_images(arguments, config.image_size, progress)
-        with resumable("training"):
+        with resumable("the training so far is kept: the same command with --resume goes on from there"):
             trained = train_genotype(
                 genotype,
                 train,

@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from sparing.cli.options import integers
 from sparing.cli.user_models import network_from_file
-from sparing.cli.var_options import integers
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
+from sparing.cli.options import add_command
 from sparing.cli.pim_options import chip_options, network_options, open_hardware, open_network
-from sparing.cli.var_options import add_command
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
-from sparing.cli.var_options import add_command, open_device, open_pipeline, run_options, set_precision_
+from sparing.cli.options import add_command, open_device
+from sparing.cli.var_options import open_pipeline, run_options, set_precision_
 from sparing.errors import ArgumentError, FormatError
 
 if TYPE_CHECKING:

@@ -5,16 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render, var_render
-from sparing.cli.var_options import (
-    add_command,
-    load_data,
-    open_pipeline,
-    picked,
-    run_options,
-    sampling_options,
-    set_precision_,
-    tokens_of,
-)
+from sparing.cli.images import load_data
+from sparing.cli.options import add_command
+from sparing.cli.var_options import open_pipeline, picked, run_options, sampling_options, set_precision_, tokens_of
 from sparing.cli.var_plan import plan_summary
 from sparing.errors import ArgumentError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render, var_render
-from sparing.cli.var_options import add_command, integers
+from sparing.cli.options import add_command, integers
 from sparing.cli.var_plan import plan_summary
 from sparing.errors import ArgumentError, FormatError
 

@@ -1,11 +1,10 @@
-"""What the commands of `sparing var` share: options, and opening what they name (devices, models, images, classes)."""
+"""What the commands of `sparing var` share: options, and opening what they name (models, images, classes)."""
 
 import argparse
 import copy
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
+from sparing.cli.options import open_device
 from sparing.errors import ArgumentError
 from sparing.runs.progress import Progress
 
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
     from sparing.vision import ImageDataset
 
 __all__ = [
-    "add_command",
-    "integers",
-    "load_data",
-    "numbers",
-    "open_device",
     "open_pipeline",
     "picked",
     "resolve_classes",
@@ -29,20 +23,6 @@ __all__ = [
     "set_precision_",
     "tokens_of",
 ]
-
-_CIFAR10_FILES = tuple(
-    f"{batch}{suffix}" for batch in ("data_batch_1", "test_batch") for suffix in (".bin", ".npz", "")
-)
-
-
-def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
-) -> argparse.ArgumentParser:
-    """Adds one command, with `--json`."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=run)
-    parser.add_argument("--json", action="store_true", help="one line of JSON on standard output")
-    return parser
 
 
 def run_options(parser: argparse.ArgumentParser) -> None:
@@ -62,41 +42,6 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-plan", action="store_true", help="without the plan that was saved with the model")
 
 
-def integers(text: str) -> tuple[int, ...]:
-    """Parses ``1,2,3``."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers such as 1,2,3, got {text!r}") from None
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Parses ``0.95,0.9``, or ``none`` for no numbers."""
-    try:
-        return () if text == "none" else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 0.95,0.9, or none, got {text!r}") from None
-
-
-def open_device(name: str) -> "torch.device":
-    """Finds a device.
-
-    Raises:
-        ArgumentError: no device of this name here.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ArgumentError(f"--device: {name!r} is not usable here: {reason}") from None
-    if device.type == "meta":
-        raise ArgumentError("--device: 'meta' holds no numbers; take cpu or cuda")
-    return device
-
-
 def open_pipeline(arguments: argparse.Namespace) -> "VARPipeline":
     """Loads the model that a command names, on its device, in the dtype it was saved in."""
     from sparing.var import VARPipeline, remove_
@@ -113,35 +58,6 @@ def set_precision_(pipe: "VARPipeline", precision: str | None) -> None:
 
     if precision is not None:
         pipe.to(dtype=getattr(torch, precision))
-
-
-def load_data(
-    folder: str, *, split: Literal["train", "test"], size: int, progress: Progress | None = None
-) -> "ImageDataset":
-    """Loads CIFAR-10 if its files are in a folder, else the folder's own pictures, one sub-folder a class.
-
-    Args:
-        folder: where the images are.
-        split: of CIFAR-10; a user's folder is taken whole.
-        size: side of a user's pictures in pixels, and what CIFAR-10's 32 must be.
-        progress: called with the images loaded so far.
-
-    Raises:
-        ArgumentError, FormatError, MissingExtraError: as the loaders, and CIFAR-10 for a model of other images.
-    """
-    from sparing.vision import load_cifar10, load_image_folder
-
-    root = Path(folder)
-    places = (root, root / "cifar-10-batches-bin")
-    if not any((place / name).is_file() for place in places for name in _CIFAR10_FILES):
-        return load_image_folder(root, size=size, progress=progress)
-    data = load_cifar10(root, split=split, progress=progress)
-    if data.images.shape[2] != size:
-        raise ArgumentError(
-            f"{folder}: CIFAR-10 has images of 32×32, but the model's are {size}×{size}: the last of patch_nums "
-            "times 2 for each level of ch_mult but one must be 32"
-        )
-    return data
 
 
 def picked(dataset: "ImageDataset", count: int | None, *, seed: int = 0) -> "ImageDataset":

@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render, var_render
+from sparing.cli.images import load_data
+from sparing.cli.options import add_command, numbers
 from sparing.cli.var_front import check_front, write_front
-from sparing.cli.var_options import (
-    add_command,
-    load_data,
-    numbers,
-    open_pipeline,
-    picked,
-    run_options,
-    set_precision_,
-    tokens_of,
-)
+from sparing.cli.var_options import open_pipeline, picked, run_options, set_precision_, tokens_of
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:

@@ -5,14 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sparing.cli import render
-from sparing.cli.var_options import (
-    add_command,
-    open_pipeline,
-    resolve_classes,
-    run_options,
-    sampling_options,
-    set_precision_,
-)
+from sparing.cli.options import add_command
+from sparing.cli.var_options import open_pipeline, resolve_classes, run_options, sampling_options, set_precision_
 from sparing.errors import ArgumentError
 
 __all__ = ["add_commands"]

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render, var_render
-from sparing.cli.var_options import add_command, load_data, open_device
+from sparing.cli.images import load_data
+from sparing.cli.options import add_command, open_device, resumable
 from sparing.cli.var_training import (
+    KEPT,
     TRAINING,
     model_options,
     read_settings,
-    resumable,
     settings,
     training_options,
     write_history,
@@ -66,7 +67,7 @@ def _train(arguments: argparse.Namespace) -> None:
         config = _config(arguments, tables["transformer"], tokenizer, data)
         tokens = cached_tokens(out, tokenizer, data, progress=progress)
         model = VARTransformer(config, seed=training.seed).to(device)
-        with resumable():
+        with resumable(KEPT):
             result = train_transformer_(
                 model, tokenizer, tokens, config=training, checkpoint_folder=out / "checkpoints", progress=progress
             )

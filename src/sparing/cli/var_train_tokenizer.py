@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render, var_render
-from sparing.cli.var_options import add_command, load_data, open_device
+from sparing.cli.images import load_data
+from sparing.cli.options import add_command, open_device, resumable
 from sparing.cli.var_training import (
+    KEPT,
     TRAINING,
     model_options,
     named,
     read_settings,
-    resumable,
     settings,
     training_options,
     write_history,
@@ -77,7 +78,7 @@ def _train(arguments: argparse.Namespace) -> None:
             model = VQVAE(config)
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         out.mkdir(parents=True, exist_ok=True)
-        with resumable():
+        with resumable(KEPT):
             result = train_tokenizer_(
                 model,
                 named(data, judged),

@@ -1,17 +1,16 @@
 """What both trainings of `sparing var` share: settings from a file and from options, Ctrl-C, records."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from sparing.cli.var_options import integers
+from sparing.cli.options import integers
 from sparing.errors import ConfigError, FormatError
 from sparing.runs.atomic import replace_file
 
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
     from sparing.vision import ImageDataset
 
 __all__ = [
+    "KEPT",
     "TRAINING",
     "model_options",
     "named",
     "read_settings",
-    "resumable",
     "settings",
     "training_options",
     "write_history",
@@ -33,6 +32,9 @@ _C = TypeVar("_C", bound=BaseModel)
 
 TRAINING = ("steps", "batch_size", "learning_rate", "seed", "precision")
 """Fields of the training that are options."""
+
+KEPT = "what was trained is kept: the same command goes on from there"
+"""What Ctrl-C says of a training."""
 
 _HELP = {
     "patch_nums": "side of each scale's token map",
@@ -128,16 +130,6 @@ def named(dataset: "ImageDataset", *more: str) -> "ImageDataset":
     from sparing.var.layout import data_fingerprint
 
     return dataclasses.replace(dataset, name=", ".join((f"{dataset.name} ({data_fingerprint(dataset)})", *more)))
-
-
-@contextlib.contextmanager
-def resumable() -> Iterator[None]:
-    """Stands around a training, which saves what it has done when Ctrl-C comes; says so then."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        message = "interrupted; what was trained is kept: the same command goes on from there"
-        raise KeyboardInterrupt(message) from None
 
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> str:

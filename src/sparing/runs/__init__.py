@@ -11,6 +11,7 @@ from sparing.runs.executors import (
     open_executor,
 )
 from sparing.runs.generations import current_generation, replace_folder, verify_folder
+from sparing.runs.journal import Journal, JournalKind, read_journal
 from sparing.runs.optimizers import load_optimizer_, optimizer_tensors
 from sparing.runs.progress import Progress
 from sparing.runs.record import run_record, write_record
@@ -20,6 +21,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointFolder",
     "InProcessExecutor",
+    "Journal",
+    "JournalKind",
     "ProcessExecutor",
     "Progress",
     "RayExecutor",
@@ -30,6 +33,7 @@ __all__ = [
     "open_executor",
     "optimizer_tensors",
     "read_artifact",
+    "read_journal",
     "replace_folder",
     "run_record",
     "verify_artifact",

@@ -14,6 +14,7 @@ from sparing.vision.augment import EpochSampler, random_crop, random_flip, strea
 from sparing.vision.classifier import train_classifier_
 from sparing.vision.classifier_config import ClassifierTrainingConfig, EpochResult, TrainingResult
 from sparing.vision.datasets import ImageDataset, load_cifar10, load_image_folder
+from sparing.vision.digits import load_digits
 from sparing.vision.inference import evaluate_classifier, logits_and_features, penultimate_features, predict
 from sparing.vision.mobilenet import InvertedResidual, MobileNetV2, MobileNetV2Config, mobilenet_v2
 from sparing.vision.resnet import (
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "evaluate_classifier",
     "load_cifar10",
     "load_classifier",
+    "load_digits",
     "load_image_folder",
     "logits_and_features",
     "mobilenet_v2",

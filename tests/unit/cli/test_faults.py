@@ -163,7 +163,7 @@ class TestSweep:
             "--json",
         )
         assert found["num_images"] == 40
-        assert found["identity"]["data"]["image_shape"] == [3, 32, 32]
+        assert found["identity"]["data"]["image_shape"] == [3, 8, 8]
         assert "scikit-learn" in found["data"]
 
 

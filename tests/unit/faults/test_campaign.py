@@ -284,7 +284,7 @@ class TestFolder:
 
     def test_one_at_a_time(self, made, tmp_path):
         run(*made, folder=tmp_path)
-        campaign = json.loads((tmp_path / "campaign.json").read_text())["campaign"]
+        campaign = json.loads((tmp_path / "campaign.json").read_text())["identity"]
         with CampaignFolder(tmp_path, campaign), pytest.raises(BusyError, match="another campaign is at work"):
             run(*made, folder=tmp_path)
 
