@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-Row = tuple[str, str, str, str]
+from benchmarks.reporting import Section, mean_interval, table, write_results
 
 
 def write_report(folder: Path) -> None:
     """Reads what result files there are; a missing one leaves its rows out."""
-    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-cpu.json"))}
-    rows: list[Row] = []
-    details: list[str] = []
-    for name, section in {"overhead-cpu": _overhead, "training-cpu": _training}.items():
-        if name in files:
-            new_rows, text = section(files[name]["results"])
-            rows += new_rows
-            details += ["", *text, "", _source(name, files[name]["record"])]
-    lines = ["# Faults: results", ""]
-    lines += ["Made by `python -m benchmarks.faults.run report` from `results/*.json`; do not edit.", ""]
-    lines += [
-        "Times are *measured*; faults are *simulated*: accuracies are those of networks whose numbers were changed as",
-        "the fault models say.",
-        "",
-    ]
-    lines += _table(["claim", "floor", "goal", "reached"], [list(row) for row in rows])
-    (folder.parent / "RESULTS.md").write_text("\n".join([*lines, *details]).rstrip() + "\n", encoding="utf-8")
-
-
-def _source(name: str, record: dict[str, Any]) -> str:
-    machine, commit = record["machine"], (record["source"]["commit"] or "none")[:9]
-    return (
-        f"[{name}.json](results/{name}.json): `{record['command']}`; {machine['cpu']}, {record['threads']} threads, "
-        f"torch {record['versions']['torch']}, commit {commit}. Data: {record['data']['name']}."
+    write_results(
+        folder,
+        "faults",
+        "Faults: results",
+        {"overhead-cpu": _overhead, "training-cpu": _training},
+        head=["claim", "floor", "goal", "reached"],
+        intro=[
+            "Times are *measured*; faults are *simulated*: accuracies are those of networks whose numbers were changed",
+            "as the fault models say.",
+        ],
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _overhead(results: Any) -> tuple[list[Row], list[str]]:
+def _overhead(results: Any) -> Section:
     ours = [row for row in results["rows"] if row["kind"] == "ours"]
-    rows: list[Row] = []
+    rows: list[tuple[str, ...]] = []
     for precision in ("float32", "bfloat16"):
         ratios = [row["against_base_best"] for row in ours if row["precision"] == precision]
         if ratios:
@@ -80,24 +60,14 @@ def _overhead(results: Any) -> tuple[list[Row], list[str]]:
         "median ratio (quartiles)",
         "numbers hit",
     ]
-    return rows, [*text, *_table(head, body)]
+    return rows, [*text, *table(head, body)]
 
 
-def _mean_interval(values: list[float]) -> str:
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.1f} (one seed)"
-    # Student's t at 95 %, by degrees of freedom.
-    t = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}.get(len(values) - 1, 2.6)
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.1f} ± {half:.1f} over {len(values)} seeds, {min(values):+.1f} to {max(values):+.1f}"
-
-
-def _training(results: Any) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
+def _training(results: Any) -> Section:
+    rows: list[tuple[str, ...]] = []
     for fault in dict.fromkeys(gain["fault"] for gain in results["gains"]):
         found = [gain for gain in results["gains"] if gain["fault"] == fault]
-        reached = f"{_mean_interval([100 * gain['mean'] for gain in found])}; {results['draws']} paired draws each"
+        reached = f"{mean_interval([100 * gain['mean'] for gain in found])}; {results['draws']} paired draws each"
         rows.append((f"training under {fault}, {found[0]['rate']:g}, ResNet-20: points gained", "+15", "+30", reached))
     text = ["## Accuracy under faults (simulated), %", ""]
     text += [
@@ -115,7 +85,7 @@ def _training(results: Any) -> tuple[list[Row], list[str]]:
             clipped = [row for row in found if test in row.get("clipped", {})]
             if clipped:
                 body.append(_accuracies(f"{job}, ranges clipped", clipped, "clipped", test, len(points)))
-        text += [f"### {test}", "", *_table(head, body), ""]
+        text += [f"### {test}", "", *table(head, body), ""]
     if results["jobs_open"]:
         text.append(f"{results['jobs_open']} jobs are open.")
     return rows, text

@@ -9,26 +9,24 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from sparing.errors import ArgumentError
+from benchmarks.images import open_images
+from benchmarks.jobs import run_jobs, slug
 from sparing.faults import BitBias, BitFlip, FaultModel, StuckAt, calibrate_, fixed_point_, sweep
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult, compare
 from sparing.faults.hardening import clip_ranges_
 from sparing.faults.training import FaultTolerantStep, WeightClippingStep
-from sparing.runs.atomic import replace_file
 from sparing.vision import (
     ClassifierTrainingConfig,
     ImageDataset,
     TrainingStep,
     evaluate_classifier,
-    load_cifar10,
     resnet20,
     to_float,
     train_classifier_,
@@ -62,30 +60,24 @@ def jobs(seeds: list[int]) -> list[tuple[int, str]]:
     return [(seed, job) for part in (FIRST, OTHERS) for seed in seeds for job in part]
 
 
-def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs the jobs that have no result yet.
 
     Returns:
         What there is, and what was read.
     """
-    train, test = _data(options)
+    train, test = open_images(options)
+    test = test.subset(range(min(len(test), options.images)))
     config = CampaignConfig(min_draws=options.draws, max_draws=options.draws, half_width=None, seed=0)
     wanted = jobs(options.seeds)
-    left = len(wanted) if options.jobs is None else options.jobs
-    rows = []
-    for seed, job in wanted:
-        folder = options.work / f"e{options.epochs}" / f"seed{seed}-{job.replace(', ', '-').replace(' ', '-')}"
-        file = folder / "result.json"
-        if not file.exists() and left > 0:
-            left -= 1
-            row = {"seed": seed, "job": job, **_run(job, seed, train, test, options, folder, config)}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replace_file(file) as out:
-                out.write(json.dumps(row, allow_nan=False).encode())
-            shown = {n: round(t["points"][-1]["mean"], 4) for n, t in row["under_faults"].items()}
-            print(folder.name, round(row["accuracy"], 4), shown, flush=True)
-        if file.exists():
-            rows.append(json.loads(file.read_text(encoding="utf-8")))
+    root = options.work / f"e{options.epochs}"
+
+    def run(seed: int, job: str, folder: Path) -> dict[str, Any]:
+        return {"seed": seed, "job": job, **_run(job, seed, train, test, options, folder, config)}
+
+    folders = [root / f"seed{seed}-{slug(job)}" for seed, job in wanted]
+    todo = [(folder, partial(run, seed, job, folder)) for folder, (seed, job) in zip(folders, wanted, strict=True)]
+    rows = run_jobs(todo, most=options.jobs)
     results = {
         "network": "ResNet-20, 8-bit fixed point",
         "share": SHARE,
@@ -158,15 +150,3 @@ def _tests(
         name: sweep(model, batches, fault, rates, config=config).model_dump(mode="json")
         for name, (fault, rates) in tests.items()
     }
-
-
-def _data(options: argparse.Namespace) -> tuple[ImageDataset, ImageDataset]:
-    if options.tiny:
-        generator = np.random.default_rng(0)
-        images = generator.integers(0, 256, (64, 3, 32, 32), np.uint8)
-        whole = ImageDataset(images, np.arange(64) % 10, tuple("0123456789"), "noise")
-        return whole, whole.subset(range(16))
-    if options.data is None:
-        raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
-    test = load_cifar10(options.data, split="test")
-    return load_cifar10(options.data, split="train"), test.subset(range(options.images))

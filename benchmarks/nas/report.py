@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
 from pathlib import Path
 from typing import Any
 
-Row = tuple[str, str, str, str]
+from benchmarks.reporting import Section, mean_interval, table, write_results
+
 _CLAIMS = {"features": ("+5", "+18"), "weights, bit form": ("+3", "+8.8"), "weights, cell form": ("+3", "+8.8")}
-_T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
 
 
 def write_report(folder: Path) -> None:
     """Reads what result files there are."""
-    lines = ["# Architecture search under faults: results", ""]
-    lines += ["Made by `python -m benchmarks.nas.run report` from `results/*.json`; do not edit.", ""]
-    lines += [
-        "Faults are *simulated*: accuracies are those of networks whose numbers were changed as the models say.",
-        "",
-    ]
-    path = folder / "studies-cpu.json"
-    if path.is_file():
-        file = json.loads(path.read_text(encoding="utf-8"))
-        rows, text = _studies(file["results"])
-        lines += _table(["claim", "floor", "goal", "reached"], [list(row) for row in rows])
-        lines += ["", *text, "", _source("studies-cpu", file["record"])]
-    (folder.parent / "RESULTS.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-
-
-def _source(name: str, record: dict[str, Any]) -> str:
-    machine, commit = record["machine"], (record["source"]["commit"] or "none")[:9]
-    return (
-        f"[{name}.json](results/{name}.json): `{record['command']}`; {machine['cpu']}, {record['threads']} threads, "
-        f"torch {record['versions']['torch']}, commit {commit}. Data: {record['data']['name']}."
+    write_results(
+        folder,
+        "nas",
+        "Architecture search under faults: results",
+        {"studies-cpu": _studies},
+        head=["claim", "floor", "goal", "reached"],
+        intro=[
+            "Faults are *simulated*: accuracies are those of networks whose numbers were changed as the models say."
+        ],
     )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _points(found: list[dict[str, Any]]) -> str:
@@ -48,16 +30,15 @@ def _points(found: list[dict[str, Any]]) -> str:
     if len(values) == 1:
         low, high = (100 * end for end in _ends(found[0]["interval"]))
         return f"{values[0]:+.1f} (one seed; over draws {low:+.1f} to {high:+.1f})"
-    half = _T95.get(len(values) - 1, 2.6) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):+.1f} ± {half:.1f} over {len(values)} seeds"
+    return mean_interval(values)
 
 
 def _ends(interval: Any) -> tuple[float, float]:
     return (interval["low"], interval["high"]) if isinstance(interval, dict) else (interval[0], interval[1])
 
 
-def _studies(results: Any) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
+def _studies(results: Any) -> Section:
+    rows: list[tuple[str, ...]] = []
     text = [
         f"Images of {results['image_size']} × {results['image_size']}; {results['training']['epochs']} epochs each.",
         "",
@@ -101,6 +82,6 @@ def _networks(found: list[dict[str, Any]]) -> list[str]:
         ]
         for row in trained
     ]
-    return _table(
+    return table(
         ["network", "seed", "parameters", "products", "no faults, %", *(f"at {rate}, %" for rate in rates)], body
     )

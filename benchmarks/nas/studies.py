@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from sparing.errors import ArgumentError
+from benchmarks.images import open_images
+from benchmarks.jobs import run_jobs, slug
 from sparing.faults import BitBias, FaultModel, FaultTolerantStep, StuckAt, calibrate_, compare, fixed_point_, sweep
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult
 from sparing.nas import CellNetwork, Genotype, load_genotype, network_cost
 from sparing.nas.images import downscaled
 from sparing.nas.search import run_search
 from sparing.nas.search_config import SearchConfig, preset_config
-from sparing.runs.atomic import replace_file
 from sparing.vision import (
     ClassifierTrainingConfig,
     ImageDataset,
     MobileNetV2,
     MobileNetV2Config,
     evaluate_classifier,
-    load_cifar10,
     resnet20,
     to_float,
     train_classifier_,
@@ -41,7 +39,6 @@ from sparing.vision import (
 SHARE = 0.7
 MOBILENET_WIDTH = 0.25
 CALIBRATION_IMAGES = 1000
-RESULT = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +153,7 @@ def jobs(options: argparse.Namespace) -> list[tuple[str, int, str]]:
     return [(study, seed, job) for study, seed, job in found if job != "search" or seed == options.seeds[0]]
 
 
-def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs the jobs that have no result yet.
 
     Returns:
@@ -164,21 +161,16 @@ def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
     """
     bench = _bench(options)
     wanted = jobs(options)
-    left = len(wanted) if options.jobs is None else options.jobs
-    rows = []
-    for name, seed, job in wanted:
-        folder = options.work / options.preset / name.replace(", ", "-").replace(" ", "-") / f"seed{seed}-{_slug(job)}"
-        file = folder / RESULT
-        if not file.exists() and left > 0:
-            left -= 1
-            start = time.perf_counter()
-            row = {"study": name, "seed": seed, "job": job, **_run(bench, STUDIES[name], seed, job, folder)}
-            row["seconds_of_last_session"] = time.perf_counter() - start
-            with replace_file(file) as out:
-                out.write(json.dumps(row, allow_nan=False).encode())
-            print(name, seed, job, {k: v for k, v in row.items() if isinstance(v, int | float)}, flush=True)
-        if file.exists():
-            rows.append(json.loads(file.read_text(encoding="utf-8")))
+    root = options.work / options.preset
+
+    def run(name: str, seed: int, job: str, folder: Path) -> dict[str, Any]:
+        start = time.perf_counter()
+        row = {"study": name, "seed": seed, "job": job, **_run(bench, STUDIES[name], seed, job, folder)}
+        return row | {"seconds_of_last_session": time.perf_counter() - start}
+
+    folders = [root / slug(name) / f"seed{seed}-{slug(job)}" for name, seed, job in wanted]
+    todo = [(folder, partial(run, *about, folder)) for folder, about in zip(folders, wanted, strict=True)]
+    rows = run_jobs(todo, most=options.jobs)
     results = {
         "preset": options.preset,
         "image_size": bench.image_size,
@@ -209,10 +201,6 @@ def _last(a: CampaignResult, b: CampaignResult) -> dict[str, Any]:
     return dataclasses.asdict(compare(a, b)[-1])
 
 
-def _slug(job: str) -> str:
-    return job.replace(", ", "-").replace(" ", "-")
-
-
 def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if job.startswith("search") and not job.startswith("searched"):
@@ -237,7 +225,7 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
 def _found(bench: Bench, folder: Path, job: str) -> Genotype:
     first = bench.options.seeds[0]
     search = job.replace("searched", "search")
-    return load_genotype(folder.parent / f"seed{first}-{_slug(search)}" / "search" / "genotype.json")
+    return load_genotype(folder.parent / f"seed{first}-{slug(search)}" / "search" / "genotype.json")
 
 
 def _trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Path) -> dict[str, Any]:
@@ -264,14 +252,6 @@ def _trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Pa
 
 
 def _bench(options: argparse.Namespace) -> Bench:
-    if options.tiny:
-        generator = np.random.default_rng(0)
-        images = generator.integers(0, 256, (160, 3, 32, 32), np.uint8)
-        train = ImageDataset(images, np.arange(160) % 10, tuple("0123456789"), "noise")
-        test = train.subset(range(32))
-    else:
-        if options.data is None:
-            raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
-        train, test = (load_cifar10(options.data, split=split) for split in ("train", "test"))
+    train, test = open_images(options, tiny=160)
     size = preset_config(options.preset).image_size
     return Bench(options, train, test, downscaled(train, size), downscaled(test, size))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Row = tuple[str, str, str, str, str]
-Section = tuple[list[Row], list[str]]
+from benchmarks.reporting import Section, table, write_results
+
 _NAMES = {
     "latency_ms": "latency, ms",
     "energy_mj": "energy, mJ",
@@ -23,39 +22,21 @@ _NAMES = {
 
 def write_report(folder: Path) -> None:
     """Reads what result files there are; a missing one leaves its rows out."""
-    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-cpu.json"))}
-    rows: list[Row] = []
-    details: list[str] = []
-    for name, section in SECTIONS.items():
-        if name in files:
-            new_rows, text = section(files[name]["results"])
-            rows += new_rows
-            details += ["", *text, "", _source(name, files[name]["record"])]
-    lines = ["# Epitomes on crossbars: results", ""]
-    lines += ["Made by `python -m benchmarks.pim.run report` from `results/*.json`; do not edit.", ""]
-    lines += [
-        "*Counted* and *modelled* figures follow from the design; *measured* ones are times of this code on this",
-        "machine; accuracies are *simulated*: measured on images, with rounded weights and inputs.",
-        "",
-    ]
-    lines += _table(["claim", "floor", "goal", "reached", "kind"], [list(row) for row in rows])
-    (folder.parent / "RESULTS.md").write_text("\n".join([*lines, *details]).rstrip() + "\n", encoding="utf-8")
-
-
-def _source(name: str, record: dict[str, Any]) -> str:
-    machine, commit = record["machine"], (record["source"]["commit"] or "none")[:9]
-    return (
-        f"[{name}.json](results/{name}.json): `{record['command']}`; {machine['cpu']}, {record['threads']} threads, "
-        f"torch {record['versions']['torch']}, commit {commit}. Data: {record['data']['name']}."
+    write_results(
+        folder,
+        "pim",
+        "Epitomes on crossbars: results",
+        SECTIONS,
+        head=["claim", "floor", "goal", "reached", "kind"],
+        intro=[
+            "*Counted* and *modelled* figures follow from the design; *measured* ones are times of this code on this",
+            "machine; accuracies are *simulated*: measured on images, with rounded weights and inputs.",
+        ],
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
 def _reference(results: Any) -> Section:
-    rows: list[Row] = []
+    rows: list[tuple[str, ...]] = []
     text = ["## ResNet-50, 1000 classes, dense, against MNSIM 2.0's figures", ""]
     compared, parts = [], []
     for row in results["comparison"]:
@@ -70,16 +51,16 @@ def _reference(results: Any) -> Section:
             values = (row["energy_j"].get(name), row["serial_s"].get(name), row["area_m2"].get(name))
             shown = [("" if v is None else f"{v * by:.4g}") for v, by in zip(values, (1e3, 1e3, 1e6), strict=True)]
             parts.append([f"W{bits}", name, *shown])
-    text += _table(["weights", "figure", "reported", "modelled here", "deviation"], compared)
+    text += table(["weights", "figure", "reported", "modelled here", "deviation"], compared)
     text += ["", "### By component (modelled; time is that of all pixels one after the other)", ""]
-    text += _table(["weights", "component", "energy, mJ", "time, ms", "area, mm²"], parts)
+    text += table(["weights", "component", "energy, mJ", "time, ms", "area, mm²"], parts)
     blocks = results["blocks"]
     known = [row for row in blocks if row["known_at_256"] is not None]
     right = sum(row["blocks"]["256"] == row["known_at_256"] for row in known)
     rows.append(("block tables of ResNet-18/50/101", "exact", "exact", f"{right} of {len(known)} equal", "counted"))
     sizes = list(blocks[0]["blocks"])
     text += ["", "### Blocks of one plane (counted)", ""]
-    text += _table(
+    text += table(
         ["network", "classes", *(f"{size} × {size}" for size in sizes), "crossbars in floats at 256"],
         [
             [
@@ -97,7 +78,7 @@ def _reference(results: Any) -> Section:
     reached = f"{speed['best_a_second']:,.0f}"
     rows.append(("design evaluations a second", "100,000", "1,000,000", reached, "measured"))
     text += ["", f"### Time (measured, best and median of {took['times']})", ""]
-    text += _table(
+    text += table(
         ["what", "first, s", "best, s", "median, s"],
         [
             [n, *(f"{took[k][v]:.4f}" for v in ("first_s", "best_s", "median_s"))]
@@ -113,7 +94,7 @@ def _reference(results: Any) -> Section:
 
 
 def _search(results: Any) -> Section:
-    rows: list[Row] = []
+    rows: list[tuple[str, ...]] = []
     found = [row for row in results["designs"] if "refused" not in row]
     for name, goal in (("uniform", ""), ("dense", "≤ 1.00x")):
         for budget in dict.fromkeys(row["budget"] for row in found if row["reference"] == name):
@@ -134,7 +115,7 @@ def _search(results: Any) -> Section:
     text = [f"## Design search: {results['network']}, 256 × 256, 3 bits (modelled; error is a proxy, not accuracy)", ""]
     head = ["design", "crossbars", "bits × form", "latency, ms", "energy, mJ", "area, mm²", "rounds", "table bits"]
     head += ["error proxy"]
-    text += _table(head, [_cost_row(name, row) for name, row in results["references"].items()])
+    text += table(head, [_cost_row(name, row) for name, row in results["references"].items()])
     text += [""]
     head = ["no worse than, budget, seed", *head[1:], "keeps", "gap", "epitomes (wrapped)"]
     lines = []
@@ -145,7 +126,7 @@ def _search(results: Any) -> Section:
             continue
         more = ["yes" if row["keeps"] else "no", f"{row['gap']:.2%}", f"{row['epitomes']} ({row['wrapped']})"]
         lines.append([*_cost_row(name, row), *more])
-    return rows, text + _table(head, lines)
+    return rows, text + table(head, lines)
 
 
 def _cost_row(name: str, row: dict[str, Any]) -> list[str]:
@@ -173,14 +154,14 @@ def _executor(results: Any) -> Section:
     speed = "; ".join(f"{row['best_images_per_s']:.1f} on {row['crossbar']}" for row in dense)
     differ = sum(row["outputs_that_differ_from_integer_products"] for row in results)
     total = sum(row["outputs_compared"] for row in results)
-    rows: list[Row] = [
+    rows: list[tuple[str, ...]] = [
         ("executor, ideal ADC, against integer products", "exact", "exact", f"{differ} of {total} differ", "measured"),
         ("executor, 6-bit ADC, ResNet-20: images a second", "", "20", speed, "measured"),
     ]
     head = ["network", "crossbar", "form", "crossbars", "images at once", "best images/s", "median images/s"]
     head += ["outputs that differ (ideal ADC)", "from the fake-quantized network"]
     text = ["## Bit-true executor: every plane and cycle, 6-bit ADC (measured)", ""]
-    return rows, text + _table(
+    return rows, text + table(
         head,
         [
             [
@@ -203,7 +184,7 @@ def _training(results: Any) -> Section:
     from benchmarks.pim.training import paired
 
     jobs = results["jobs"]
-    rows: list[Row] = []
+    rows: list[tuple[str, ...]] = []
     claims = [
         ("3-bit epitome at ≥ 30x against its float self", ("epitome", "designed"), ("float",), "−3", "−1"),
         ("the same against block pruning", ("epitome", "designed"), ("pruned",), "not below", "+1"),
@@ -245,14 +226,14 @@ def _training(results: Any) -> Section:
                 f"{cost['area_m2'] * 1e6:.1f}",
             ]
             modelled.append([job, shown, *figures, f"{cost['num_rounds']:,}", f"{cost['adc_conversions']:,}"])
-    text += _table(head, lines)
+    text += table(head, lines)
     text += [
         "",
         "### The same on the chip (modelled, `mnsim` with crossbars of this size; the first seed's design)",
         "",
     ]
     head = ["network", "crossbars", "latency, ms", "energy, mJ", "area, mm²", "rounds", "ADC conversions"]
-    return rows, text + _table(head, modelled)
+    return rows, text + table(head, modelled)
 
 
 def _spread(values: list[float], *, sign: str = "+") -> str:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.images import open_images
+from benchmarks.jobs import run_jobs, slug
 from benchmarks.pim import contestants
 from benchmarks.pim.contestants import BITS, CROSSBAR
-from sparing.errors import ArgumentError
 from sparing.pim import (
     NetworkDesign,
     convert_,
@@ -32,14 +32,12 @@ from sparing.pim import (
     num_planes,
     quantize_,
 )
-from sparing.runs.atomic import replace_file
 from sparing.runs.record import run_record
 from sparing.vision import (
     ClassifierTrainingConfig,
     DistillationStep,
     ImageDataset,
     evaluate_classifier,
-    load_cifar10,
     resnet20,
     train_classifier_,
 )
@@ -100,7 +98,7 @@ class Bench:
 
     def folder_of(self, job: str, seed: int) -> Path:
         """Where a job keeps its checkpoints and its result."""
-        return self.folder / f"seed{seed}-{job.replace(', ', '-').replace(' ', '-')}"
+        return self.folder / f"seed{seed}-{slug(job)}"
 
     def float_model(self, job: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
         """A trained float network: ResNet-20, or a rival within the budget."""
@@ -121,26 +119,22 @@ def jobs(seeds: list[int]) -> list[tuple[int, str]]:
     return list(dict.fromkeys(found))
 
 
-def run_jobs(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs the jobs that have no result yet.
 
     Returns:
         What there is, and what was read.
     """
-    train, test = _data(options)
+    train, test = open_images(options)
     fine = f"f{options.fine_tune_epochs}-r{options.fine_tune_rate:g}-taught"
     bench = Bench(options, train, test, options.work / f"e{options.epochs}-{fine}")
     wanted = jobs(options.seeds[:1] if options.tiny else options.seeds)
-    left = len(wanted) if options.jobs is None else options.jobs
-    rows = []
-    for seed, job in wanted:
-        file = bench.folder_of(job, seed) / "result.json"
-        if not file.exists() and left > 0:
-            left -= 1
-            _write(file, {"seed": seed, "job": job, **_run(bench, job, seed), "ran": _ran(bench, seed)})
-            print(file.parent.name, f"{json.loads(file.read_text())['accuracy']:.4f}", flush=True)
-        if file.exists():
-            rows.append(json.loads(file.read_text(encoding="utf-8")))
+
+    def run(seed: int, job: str) -> dict[str, Any]:
+        return {"seed": seed, "job": job, **_run(bench, job, seed), "ran": _ran(bench, seed)}
+
+    todo = [(bench.folder_of(job, seed), partial(run, seed, job)) for seed, job in wanted]
+    rows = run_jobs(todo, most=options.jobs)
     results = {
         "network": "ResNet-20",
         "crossbar": str(CROSSBAR),
@@ -234,23 +228,6 @@ def _revived(model: nn.Module, masks: contestants.Masks) -> int:
     """Weights of pruned blocks that are not 0 after all."""
     modules = dict(model.named_modules())
     return sum(int((modules[name].weight.detach()[mask == 0] != 0).sum()) for name, mask in masks.items())  # type: ignore[union-attr]
-
-
-def _data(options: argparse.Namespace) -> tuple[ImageDataset, ImageDataset]:
-    if options.tiny:
-        generator = np.random.default_rng(0)
-        images = generator.integers(0, 256, (64, 3, 32, 32), np.uint8)
-        whole = ImageDataset(images, np.arange(64) % 10, tuple("0123456789"), "noise")
-        return whole, whole.subset(range(16))
-    if options.data is None:
-        raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
-    return load_cifar10(options.data, split="train"), load_cifar10(options.data, split="test")
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as file:
-        file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def paired(rows: list[dict[str, Any]], first: str, second: str) -> list[float]:

@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reporting import Section, table, write_results
 from benchmarks.var.memory import COLUMNS as MEMORY
 from sparing.var.pictures import draw_bars, draw_front, save_figure
 
 AGREEMENT_FLOOR, AGREEMENT_GOAL = 0.60, 0.85
 FRECHET_ALLOWED, AGREEMENT_ALLOWED = 0.056 / 1.97, 0.01
-Files = dict[str, Any]
-Row = tuple[str, str, str, str]
-Section = tuple[list[Row], list[str]]
 
 
 def write_report(folder: Path) -> None:
     """Reads what result files there are; a missing one leaves its rows out."""
-    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    rows: list[Row] = []
-    details: list[str] = []
-    for name, section in SECTIONS.items():
-        if name in files:
-            new_rows, text = section(files[name]["results"])
-            rows += new_rows
-            details += ["", *text, "", _source(name, files[name]["record"])]
-    lines = ["# VAR compression: results", ""]
-    lines += ["Made by `python -m benchmarks.var.run report` from `results/*.json`; do not edit.", ""]
-    lines += ["| claim | floor | goal | measured |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    if not any(name.endswith("-gpu") for name in files):
-        lines += [
-            "",
-            "No accelerator was at hand: the rows for a GPU are open. Their script is the same, with `--device cuda`; ",
+    intro = []
+    if not any(folder.glob("*-gpu.json")):
+        intro = [
+            "No accelerator was at hand: the rows for a GPU are open. Their script is the same, with `--device cuda`;",
+            "on a CPU it runs end to end with `--tiny`.",
         ]
-        lines[-1] += "on a CPU it runs end to end with `--tiny`."
-    (folder.parent / "RESULTS.md").write_text("\n".join([*lines, *details]).rstrip() + "\n", encoding="utf-8")
+    head = ["claim", "floor", "goal", "measured"]
+    files = write_results(folder, "var", "VAR compression: results", SECTIONS, head=head, intro=intro)
     if "quality-cpu" in files:
         _pictures(folder, files["quality-cpu"]["results"])
 
 
-def _source(name: str, record: dict[str, Any]) -> str:
-    machine, source = record["machine"], record["source"]
-    return (
-        f"[{name}.json](results/{name}.json): `{record['command']}`; {machine['cpu']}, {record['threads']} threads, "
-        f"torch {record['versions']['torch']}, commit {source['commit'][:9]}. Data: {record['data']['name']}."
-    )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
 def _latency(results: Any) -> Section:
-    rows: list[Row] = []
+    rows: list[tuple[str, ...]] = []
     text = ["## Latency (measured)", ""]
     columns = results["columns"]
     for batch, floor, goal in ((1, "2x", "3x"), (8, "1.8x", "2.5x")):
@@ -64,7 +38,7 @@ def _latency(results: Any) -> Section:
             found = "; ".join(f"{c['speedup_of_best']:.2f}x {c['column'].removeprefix('ours, ')}" for c in ours)
             rows.append((f"latency, {columns[0]['model']}, CPU, batch {batch}", floor, goal, found))
     head = ["batch", "column", "kind", "best s", "median s", "worst s", "against the first"]
-    text += _table(
+    text += table(
         head,
         [
             [
@@ -92,7 +66,7 @@ def _memory(results: Any) -> Section:
         if r["column"] != MEMORY[0]
     )
     name = f"peak memory, {results[0]['model']}, batch {results[0]['batch_size']}"
-    table = _table(
+    shown = table(
         ["column", "after loading, GB", "peak, GB: median", "range"],
         [
             [
@@ -105,7 +79,7 @@ def _memory(results: Any) -> Section:
         ],
     )
     note = "Resident size of a process of its own, above what it had before the weights were loaded."
-    return [(name, "−50 %", "−60 %", reached)], ["## Peak memory (measured)", "", *table, "", note]
+    return [(name, "−50 %", "−60 %", reached)], ["## Peak memory (measured)", "", *shown, "", note]
 
 
 def _attention(results: Any) -> Section:
@@ -114,7 +88,7 @@ def _attention(results: Any) -> Section:
     found = "; ".join(
         f"{r[ways[0]]['speedup']:.1f}x at {r['pairs_removed']:.1%} of the pairs removed" for r in windowed
     )
-    table = _table(
+    shown = table(
         ["pairs removed", "PyTorch, whole, s", *(f"{way}: speedup (range)" for way in ways)],
         [
             [f"{r['pairs_removed']:.1%}", f"{r['PyTorch, whole']['best_s']:.3f}", *(_range(r[way]) for way in ways)]
@@ -122,7 +96,7 @@ def _attention(results: Any) -> Section:
         ],
     )
     claim = "512² windows: attention time, real skipping"
-    return [(claim, "2x", "5x", found)], ["## Attention with windows, 512² (measured)", "", *table]
+    return [(claim, "2x", "5x", found)], ["## Attention with windows, 512² (measured)", "", *shown]
 
 
 def _range(way: dict[str, Any]) -> str:
@@ -140,7 +114,7 @@ def _convolutions(results: Any) -> Section:
         "ratio",
         "error",
     ]
-    table = _table(
+    shown = table(
         head,
         [
             [
@@ -155,7 +129,7 @@ def _convolutions(results: Any) -> Section:
             for r in results
         ],
     )
-    return [], ["## The decoder's convolutions (measured)", "", *table]
+    return [], ["## The decoder's convolutions (measured)", "", *shown]
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -208,7 +182,7 @@ def _quality(results: Any) -> Section:
     text += [f"{base['num_samples']:,} images a row, paired seeds; features: {base['features']}.", ""]
     text += ["![front](results/front.png)", "", "### Guidance", ""]
     whole, rebuilt = results["float32"], results["reconstruction"]
-    text += _table(
+    text += table(
         ["guidance", *_FIGURES],
         [
             *([str(r["guidance_scale"]), *_figures(r)] for r in results["guidance"]),
@@ -219,24 +193,24 @@ def _quality(results: Any) -> Section:
     text[-1] += f"{rebuilt['frechet']:.2f}, {rebuilt['psnr_db']:.1f} dB."
     text += ["", "### As it runs: integer products, cache and decoder in 8 bits (real)", ""]
     real = {"8 bits": results["real_int8"], "the shipped plan": results.get("shipped_plan")}
-    text += _table(["plan", *_FIGURES], [[name, *_figures(row)] for name, row in real.items() if row])
+    text += table(["plan", *_FIGURES], [[name, *_figures(row)] for name, row in real.items() if row])
     text += ["", "### Windows: one τ everywhere", ""]
-    text += _table(["τ", *_FIGURES], [[str(r["tau"]), *_figures(r)] for r in results["tau_sweep"]])
+    text += table(["τ", *_FIGURES], [[str(r["tau"]), *_figures(r)] for r in results["tau_sweep"]])
     text += ["", "### Sharing across guidance, from a scale on, in all layers", ""]
     head = ["variant", "first scale", *_FIGURES]
-    text += _table(head, [[r["variant"], str(r["first_scale"]), *_figures(r)] for r in results["sharing_variants"]])
+    text += table(head, [[r["variant"], str(r["first_scale"]), *_figures(r)] for r in results["sharing_variants"]])
     text += ["", "### Windows and sharing together", ""]
-    text += _table(
+    text += table(
         ["plan", *_FIGURES],
         [[_plan_name(r), *_figures(r)] for r in [*results["front"], {**floor, "kind": "least divergence at 85.2 %"}]],
     )
     text += ["", "### Bits of weights and activations (simulated)", ""]
-    text += _table(
+    text += table(
         ["weights", "activations", "fc2", *_FIGURES[2:]],
         [[str(r["weight_bits"]), str(r["activation_bits"]), r["fc2"], *_figures(r)[2:]] for r in results["bit_table"]],
     )
     text += ["", "### Four bits in one kind of layer (simulated)", "", "![layers](results/seven-layers.png)", ""]
-    text += _table(["layer", *_FIGURES[2:]], [[r["kind"], *_figures(r)[2:]] for r in results["seven_layers"]])
+    text += table(["layer", *_FIGURES[2:]], [[r["kind"], *_figures(r)[2:]] for r in results["seven_layers"]])
     return rows, text
 
 

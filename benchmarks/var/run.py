@@ -14,31 +14,25 @@ from typing import Any
 
 import torch
 
+from benchmarks.stages import Results, run_stages, stage_parser
 from benchmarks.var import attention, convolutions, latency, memory
 from benchmarks.var.report import write_report
-from sparing.runs.record import run_record, write_record
 
 STAGES = ["latency", "memory", "attention", "convolutions", "quality"]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", nargs="?", default="all", choices=[*STAGES, "report", "all"])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/var/results"))
-    parser.add_argument("--work", type=Path, default=Path("out/var-bench"), help="keeps the figures of each variant")
+    parser = stage_parser("var", STAGES, __doc__)
     parser.add_argument("--model", default="d16")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as many as it takes")
     parser.add_argument("--pipeline", default="cifar10", help="quality: a saved model; default: the one that ships")
     parser.add_argument(
         "--classifier", type=Path, default=Path("benchmarks/var/judge.safetensors"), help="quality: the judge"
     )
-    parser.add_argument("--data", help="quality: CIFAR-10's folder; default SPARING_DATA/cifar10")
     parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--tiny", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -68,24 +62,15 @@ def _convolutions(options: argparse.Namespace) -> Any:
     return convolutions.measure(((32, 32, 8),) if options.tiny else convolutions.SHAPES, rounds=options.rounds)
 
 
-def run_stage(stage: str, options: argparse.Namespace) -> None:
-    """One stage, writing its result file."""
+def stage_results(stage: str, options: argparse.Namespace) -> Results:
+    """A stage's results, and what it read."""
     if stage == "quality":
         from benchmarks.var.sessions import quality_session
 
-        results, data = quality_session(options)
-    else:
-        stages = {"latency": _latency, "memory": _memory, "attention": _attention, "convolutions": _convolutions}
-        results = stages[stage](options)
-        data = {"name": "random weights in the released layout: valid for time and memory, not for quality"}
-    name = f"{stage}-{'gpu' if options.device != 'cpu' else 'cpu'}" + ("-tiny" if options.tiny else "")
-    command = ["python", "-m", "benchmarks.var.run", *sys.argv[1:]]
-    device = torch.cuda.get_device_name() if options.device != "cpu" else "CPU"
-    record = run_record(
-        command=command, seed=0, threads=torch.get_num_threads(), data=data, device=device, model=options.model
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_record(options.out / f"{name}.json", record, results)
+        return quality_session(options)
+    stages = {"latency": _latency, "memory": _memory, "attention": _attention, "convolutions": _convolutions}
+    data = {"name": "random weights in the released layout: valid for time and memory, not for quality"}
+    return stages[stage](options), data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,17 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.tiny:
         options.model, options.batch_sizes, options.rounds, options.samples = "tiny", [1, 2], 1, 40
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if options.device != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    stages = {"all": STAGES, "report": []}.get(options.stage, [options.stage])
-    for stage in stages:
-        print(f"== {stage}", flush=True)
-        run_stage(stage, options)
-    if options.stage in ("all", "report") and not options.tiny:
-        write_report(options.out)
-    return 0
+    return run_stages("var", STAGES, options, results=stage_results, report=write_report, model=options.model)
 
 
 if __name__ == "__main__":

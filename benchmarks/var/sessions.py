@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,16 +20,14 @@ FLOOR_REMOVED, GOAL_REMOVED = 0.852, 0.92
 
 def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """All variants of one model: results, and what the run read."""
-    root = options.data or os.environ.get("SPARING_DATA")
-    if not root:
+    if options.data is None:
         raise ArgumentError("--data: expected CIFAR-10's folder, or SPARING_DATA in the environment")
-    folder = Path(root) / "cifar10" if (Path(root) / "cifar10").is_dir() else Path(root)
     exact = VARPipeline.from_pretrained(options.pipeline)
     pipe = VARPipeline.from_pretrained(options.pipeline, dtype=torch.bfloat16)
     shipped, classifier = pipe.plan, load_classifier(options.classifier)
     exact.use(None)
     pipe.use(None)
-    test, train = load_cifar10(folder, split="test"), load_cifar10(folder, split="train")
+    test, train = load_cifar10(options.data, split="test"), load_cifar10(options.data, split="train")
     seen = encode_dataset(exact.tokenizer, train.subset(range(quality.CALIBRATION_IMAGES)))
     tokens = encode_dataset(exact.tokenizer, test.subset(range(quality.DIVERGENCE_IMAGES)))
     bench = quality.Bench(

@@ -61,7 +61,7 @@ def campaign_options(parser: argparse.ArgumentParser) -> None:
         help="CIFAR-10, a folder of pictures with one sub-folder a class, or the digits of scikit-learn (every third "
         "image is for tests; 32×32)",
     )
-    parser.add_argument("--size", type=int, default=32, metavar="N", help="side of a folder's pictures (default: 32)")
+    parser.add_argument("--size", type=int, default=32, metavar="N", help="side of the images in pixels (default: 32)")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="test images (default: 1000)")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default: 250)")
     parser.add_argument(

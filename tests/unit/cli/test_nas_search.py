@@ -67,7 +67,7 @@ def test_search_train_and_what_they_leave(capsys, tmp_path):
         (("search", "--fault", "rust", *SMALL), "rust"),
         (("search", *SMALL, "--max-macs", "10"), "max_macs"),
         (("search", *SMALL, "--workers", "0"), "--workers"),
-        (("search", *SMALL, "--image-size", "12"), "--image-size"),
+        (("search", *SMALL, "--image-size", "12"), "multiple of 8 for digits, got 12"),
         (("search", *SMALL, "--loss-share", "2"), "supernet.loss_share"),
         (("train", "w-ftt-net", *SMALL, "--draws", "0"), "draws"),
         (("train", "nothing.json", *SMALL), "genotype"),

@@ -454,7 +454,7 @@ def test_cifar10_is_known_by_its_files(capsys, monkeypatch, tmp_path):
     assert "made of pickles" in run_error(capsys, *train)
     data = sparing.vision.ImageDataset(np.zeros((4, 3, 32, 32), np.uint8), np.arange(4), ("a", "b", "c", "d"), "C")
     monkeypatch.setattr(sparing.vision, "load_cifar10", lambda folder, *, split, progress: data)
-    assert "32×32, but the model's are 6×6" in run_error(capsys, *train, *TINY)
+    assert "32×32, but 6×6 are needed" in run_error(capsys, *train, *TINY)
 
 
 @pytest.mark.parametrize(
