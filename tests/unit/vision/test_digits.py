@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="needs sparing[vision]")
+
 from sparing.errors import ArgumentError
 from sparing.vision import load_digits
 
