@@ -29,6 +29,12 @@ def stage_parser(system: str, stages: list[str], description: str | None) -> arg
     return parser
 
 
+def result_file(stage: str, options: argparse.Namespace) -> Path:
+    """Where a stage's results are kept."""
+    device = "cpu" if getattr(options, "device", "cpu") == "cpu" else "gpu"
+    return Path(options.out) / f"{stage}-{device}{'-tiny' if options.tiny else ''}.json"
+
+
 def run_stages(
     system: str,
     stages: list[str],
@@ -66,9 +72,8 @@ def run_stages(
             device="CPU" if device == "cpu" else torch.cuda.get_device_name(),
             **about,
         )
-        name = f"{stage}-{'cpu' if device == 'cpu' else 'gpu'}{'-tiny' if options.tiny else ''}"
         options.out.mkdir(parents=True, exist_ok=True)
-        write_record(options.out / f"{name}.json", record, found)
+        write_record(result_file(stage, options), record, found)
     if options.stage in ("all", "report") and not options.tiny:
         report(options.out)
     return 0

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from benchmarks.images import open_images
-from benchmarks.jobs import run_jobs, slug
+from benchmarks.jobs import Job, known_results, run_jobs, slug
+from benchmarks.stages import result_file
 from sparing.faults import BitBias, BitFlip, FaultModel, StuckAt, calibrate_, fixed_point_, sweep
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult, compare
 from sparing.faults.hardening import clip_ranges_
@@ -72,18 +73,21 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
     wanted = jobs(options.seeds)
     root = options.work / f"e{options.epochs}"
 
-    def run(seed: int, job: str, folder: Path) -> dict[str, Any]:
-        return {"seed": seed, "job": job, **_run(job, seed, train, test, options, folder, config)}
-
-    folders = [root / f"seed{seed}-{slug(job)}" for seed, job in wanted]
-    todo = [(folder, partial(run, seed, job, folder)) for folder, (seed, job) in zip(folders, wanted, strict=True)]
-    rows = run_jobs(todo, most=options.jobs)
-    results = {
+    settings = {
         "network": "ResNet-20, 8-bit fixed point",
         "share": SHARE,
         "training": _config(options, 0).model_dump(mode="json"),
         "draws": options.draws,
         "images": len(test),
+    }
+    todo = []
+    for seed, job in wanted:
+        folder = root / f"seed{seed}-{slug(job)}"
+        run = partial(_run, job, seed, train, test, options, folder, config)
+        todo.append(Job({"seed": seed, "job": job}, folder, run))
+    rows = run_jobs(todo, most=options.jobs, known=known_results(result_file("training", options), settings))
+    results = {
+        **settings,
         "jobs_open": len(wanted) - len(rows),
         "jobs": rows,
         "gains": gains(rows),

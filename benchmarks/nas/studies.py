@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,10 +19,12 @@ import torch
 from torch import nn
 
 from benchmarks.images import open_images
-from benchmarks.jobs import run_jobs, slug
+from benchmarks.jobs import RESULT, Job, known_results, run_jobs, slug
+from benchmarks.stages import result_file
 from sparing.faults import BitBias, FaultModel, FaultTolerantStep, StuckAt, calibrate_, compare, fixed_point_, sweep
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult
-from sparing.nas import CellNetwork, Genotype, load_genotype, network_cost
+from sparing.nas import CellNetwork, Genotype, network_cost
+from sparing.nas.derive import SearchResult
 from sparing.nas.images import downscaled
 from sparing.nas.search import run_search
 from sparing.nas.search_config import SearchConfig, preset_config
@@ -163,19 +166,21 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
     wanted = jobs(options)
     root = options.work / options.preset
 
-    def run(name: str, seed: int, job: str, folder: Path) -> dict[str, Any]:
-        start = time.perf_counter()
-        row = {"study": name, "seed": seed, "job": job, **_run(bench, STUDIES[name], seed, job, folder)}
-        return row | {"seconds_of_last_session": time.perf_counter() - start}
-
-    folders = [root / slug(name) / f"seed{seed}-{slug(job)}" for name, seed, job in wanted]
-    todo = [(folder, partial(run, *about, folder)) for folder, about in zip(folders, wanted, strict=True)]
-    rows = run_jobs(todo, most=options.jobs)
-    results = {
+    settings = {
         "preset": options.preset,
         "image_size": bench.image_size,
         "share": SHARE,
         "training": bench.training(0).model_dump(mode="json"),
+        "images": options.images,
+    }
+    todo = []
+    for name, seed, job in wanted:
+        folder = root / slug(name) / f"seed{seed}-{slug(job)}"
+        run = partial(_timed, bench, STUDIES[name], seed, job, folder)
+        todo.append(Job({"study": name, "seed": seed, "job": job}, folder, run))
+    rows = run_jobs(todo, most=options.jobs, known=known_results(result_file("studies", options), settings))
+    results = {
+        **settings,
         "jobs_open": len(wanted) - len(rows),
         "jobs": rows,
         "differences": differences(rows),
@@ -201,6 +206,11 @@ def _last(a: CampaignResult, b: CampaignResult) -> dict[str, Any]:
     return dataclasses.asdict(compare(a, b)[-1])
 
 
+def _timed(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[str, Any]:
+    start = time.perf_counter()
+    return {**_run(bench, study, seed, job, folder), "seconds_of_last_session": time.perf_counter() - start}
+
+
 def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if job.startswith("search") and not job.startswith("searched"):
@@ -224,8 +234,9 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
 
 def _found(bench: Bench, folder: Path, job: str) -> Genotype:
     first = bench.options.seeds[0]
-    search = job.replace("searched", "search")
-    return load_genotype(folder.parent / f"seed{first}-{slug(search)}" / "search" / "genotype.json")
+    search = folder.parent / f"seed{first}-{slug(job.replace('searched', 'search'))}"
+    row = json.loads((search / RESULT).read_text(encoding="utf-8"))
+    return SearchResult.model_validate(row["result"]).genotype
 
 
 def _trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Path) -> dict[str, Any]:

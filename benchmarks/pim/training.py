@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from benchmarks.images import open_images
-from benchmarks.jobs import run_jobs, slug
+from benchmarks.jobs import Job, known_results, run_jobs, slug
 from benchmarks.pim import contestants
 from benchmarks.pim.contestants import BITS, CROSSBAR
+from benchmarks.stages import result_file
 from sparing.pim import (
     NetworkDesign,
     convert_,
@@ -32,7 +32,6 @@ from sparing.pim import (
     num_planes,
     quantize_,
 )
-from sparing.runs.record import run_record
 from sparing.vision import (
     ClassifierTrainingConfig,
     DistillationStep,
@@ -130,12 +129,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
     bench = Bench(options, train, test, options.work / f"e{options.epochs}-{fine}")
     wanted = jobs(options.seeds[:1] if options.tiny else options.seeds)
 
-    def run(seed: int, job: str) -> dict[str, Any]:
-        return {"seed": seed, "job": job, **_run(bench, job, seed), "ran": _ran(bench, seed)}
-
-    todo = [(bench.folder_of(job, seed), partial(run, seed, job)) for seed, job in wanted]
-    rows = run_jobs(todo, most=options.jobs)
-    results = {
+    settings = {
         "network": "ResNet-20",
         "crossbar": str(CROSSBAR),
         "weight_bits": BITS,
@@ -143,6 +137,14 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         "budget": contestants.budget(),
         "float_training": bench.config(0, fine=False).model_dump(mode="json"),
         "fine_tuning": bench.config(0, fine=True).model_dump(mode="json"),
+    }
+    todo = [
+        Job({"seed": seed, "job": job}, bench.folder_of(job, seed), partial(_run, bench, job, seed))
+        for seed, job in wanted
+    ]
+    rows = run_jobs(todo, most=options.jobs, known=known_results(result_file("training", options), settings))
+    results = {
+        **settings,
         "jobs_open": len(wanted) - len(rows),
         "jobs": rows,
     }
@@ -185,12 +187,6 @@ def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
     if masks is not None:
         told["pruned_weights_not_0"] = _revived(model, masks)
     return told | {"design": design.model_dump(mode="json", exclude_none=True)}
-
-
-def _ran(bench: Bench, seed: int) -> dict[str, Any]:
-    """When and with what code a job ended: the stage's own record is of its last session."""
-    record = run_record(command="job", seed=seed, threads=torch.get_num_threads(), data=bench.train.name)
-    return {name: record[name] for name in ("time_utc", "source", "threads")}
 
 
 def _chip(model: nn.Module, design: NetworkDesign) -> dict[str, Any]:

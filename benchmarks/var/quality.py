@@ -26,16 +26,38 @@ from sparing.var.divergence import CalibrationConfig, divergence
 from sparing.var.formats import int8_precision, precision_plan
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
 from sparing.var.plan import CompressionPlan, LinearFormat
-from sparing.var.quality import cross_entropy, draw_samples, frechet_distance, measure_quality
+from sparing.var.quality import QualityReport, cross_entropy, draw_samples, frechet_distance, measure_quality
 from sparing.var.sensitivity import Sensitivity, measure_sensitivity
 from sparing.vision import ImageDataset, SavedClassifier, logits_and_features, penultimate_features
 
-GUIDANCES = (1.5, 3.0, 0.0, 1.0, 4.0, 6.0)
+GUIDANCES = (0.0, 1.5, 3.0, 4.0, 6.0)
 BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
 FC2_FORMATS = ("protected", "uniform")
 FC2_DUAL_FORMATS = ("dual_range", "dual_sqrt")  # at four bits, where they matter
-TAUS = (*CalibrationConfig().taus, 0.5, 0.4, 0.3)
+PUBLISHED_TAUS = CalibrationConfig().taus
+TAUS = (*PUBLISHED_TAUS, 0.5, 0.4, 0.3)
 DIVERGENCE_IMAGES, CALIBRATION_IMAGES = 500, 128
+FIGURES = (
+    "key",
+    "guidance_scale",
+    *(field.name for field in dataclasses.fields(QualityReport)),
+    "cross_entropy_by_scale",
+    "cross_entropy",
+    "divergence",
+    "attention_removed",
+    "windows_removed",
+    "macs_removed",
+)
+
+
+def known_figures(value: Any) -> dict[str, dict[str, Any]]:
+    """All figures in a stage's results, by their keys."""
+    found: dict[str, dict[str, Any]] = {}
+    if isinstance(value, dict) and "key" in value:
+        found[value["key"]] = {name: value[name] for name in FIGURES if name in value}
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        found |= known_figures(part)
+    return found
 
 
 @dataclasses.dataclass
@@ -51,6 +73,7 @@ class Bench:
     seed: int
     guidance: float
     work: Path
+    known: dict[str, dict[str, Any]]
 
     def __post_init__(self) -> None:
         self.model = self.pipe.transformer.config
@@ -70,7 +93,9 @@ class Bench:
 
     def sensitivity(self, sharing: str | None = "output") -> Sensitivity:
         """Measured once."""
-        config = self.config().model_copy(update={"sharing": sharing})
+        # Windows do not depend on what is shared: they are tried once.
+        tried = {"sharing": sharing} if sharing == "output" else {"sharing": sharing, "taus": ()}
+        config = self.config().model_copy(update=tried)
         cache = self.work / f"sensitivity-{sharing}-{self.weights}.json"
         return measure_sensitivity(self.pipe, config=config, data=self.calibration, cache=cache)
 
@@ -82,7 +107,9 @@ class Bench:
         key = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
         file = self.work / f"quality-{key}.json"
         if file.is_file():
-            return json.loads(file.read_text())
+            return {"key": key, **json.loads(file.read_text())}
+        if key in self.known:
+            return self.known[key]
         apply_(self.pipe, plan)
         result: dict[str, Any] = {"guidance_scale": guidance}
         if draw:
@@ -103,18 +130,18 @@ class Bench:
         with replace_file(file) as out:
             out.write(json.dumps(result).encode())
         print(json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}), flush=True)
-        return result
+        return {"key": key, **result}
 
 
 def guidance_sweep(bench: Bench) -> list[dict[str, Any]]:
     """The baseline at several strengths."""
-    return sorted((bench.measure(bench.empty(), guidance=g) for g in GUIDANCES), key=lambda row: row["guidance_scale"])
+    return [bench.measure(bench.empty(), guidance=guidance) for guidance in GUIDANCES]
 
 
 def tau_sweep(bench: Bench) -> list[dict[str, Any]]:
     """Windows alone, one τ everywhere, as published."""
     found = bench.sensitivity()
-    return [{"tau": tau, **bench.measure(uniform_plan(found, tau=tau, first_shared=None))} for tau in found.config.taus]
+    return [{"tau": tau, **bench.measure(uniform_plan(found, tau=tau, first_shared=None))} for tau in PUBLISHED_TAUS]
 
 
 def sharing_variants(bench: Bench) -> list[dict[str, Any]]:
@@ -128,13 +155,13 @@ def sharing_variants(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def front(bench: Bench, points: int = 6) -> list[dict[str, Any]]:
+def front(bench: Bench, points: int = 5) -> list[dict[str, Any]]:
     """Plans with windows and sharing chosen layer by layer, and the published form beside them."""
     found = bench.sensitivity()
     plans: list[FrontPoint] = plan_front(found)
     picks = sorted({round(i) for i in np.linspace(0, len(plans) - 1, points)})
     rows = [{"kind": "chosen by layer", **bench.measure(plans[i].plan)} for i in picks]
-    for tau in found.config.taus[::2]:
+    for tau in found.config.taus[::3]:
         plan = uniform_plan(found, tau=tau, first_shared=0)
         rows.append({"kind": "one τ, output shared everywhere", "tau": tau, **bench.measure(plan)})
     return rows

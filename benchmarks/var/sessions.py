@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from typing import Any
 
 import torch
 
+from benchmarks.stages import result_file
 from benchmarks.var import quality
 from sparing.errors import ArgumentError
 from sparing.var.pipeline import VARPipeline
@@ -30,6 +32,7 @@ def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[s
     test, train = load_cifar10(options.data, split="test"), load_cifar10(options.data, split="train")
     seen = encode_dataset(exact.tokenizer, train.subset(range(quality.CALIBRATION_IMAGES)))
     tokens = encode_dataset(exact.tokenizer, test.subset(range(quality.DIVERGENCE_IMAGES)))
+    file = result_file("quality", options)
     bench = quality.Bench(
         pipe,
         classifier,
@@ -40,6 +43,7 @@ def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[s
         SEED,
         BEST_GUIDANCE,
         options.work,
+        quality.known_figures(json.loads(file.read_text(encoding="utf-8"))["results"]) if file.is_file() else {},
     )
     whole = dataclasses.replace(bench, pipe=exact)
     results: dict[str, Any] = {"reconstruction": quality.reconstruction(whole)}

@@ -102,8 +102,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> "CalibrationConfig":
+    from sparing.runs.documents import validated
     from sparing.var import CalibrationConfig
-    from sparing.var.config import validated
 
     fields = {
         "maps": arguments.maps,

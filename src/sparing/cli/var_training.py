@@ -119,7 +119,7 @@ def settings(
     Raises:
         ConfigError: a field that is unknown or out of range.
     """
-    from sparing.var.config import validated
+    from sparing.runs.documents import validated
 
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     return validated(kind, {**defaults, **table, **given})

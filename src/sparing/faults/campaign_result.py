@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from sparing.errors import ArgumentError, ConfigError, FormatError
+from sparing.errors import ArgumentError, FormatError
 from sparing.faults.statistics import Interval, PairedDifference, mean_interval, paired_difference, share_interval
-from sparing.runs.atomic import replace_file
-from sparing.runs.documents import differences, parse_document
+from sparing.runs.documents import Document, Settings, differences, parse_document
 
 __all__ = ["CampaignConfig", "CampaignResult", "PointResult", "compare", "load_campaign_result"]
 
@@ -23,11 +22,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class CampaignConfig(_Frozen):
+class CampaignConfig(Settings):
     """How much is drawn.
 
     Attributes:
@@ -57,20 +52,8 @@ class CampaignConfig(_Frozen):
             raise ValueError(f"max_draws: expected at least min_draws = {self.min_draws}, got {self.max_draws}")
         return self
 
-    @classmethod
-    def of(cls, **settings: Any) -> Self:
-        """Makes a configuration from settings that somebody typed.
 
-        Raises:
-            ConfigError: a setting that is unknown or out of range.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise ConfigError.from_validation("config", error) from None
-
-
-class PointResult(_Frozen):
+class PointResult(Settings):
     """What was measured at one rate, with one site hit, or with one bit hit.
 
     Attributes:
@@ -170,7 +153,7 @@ class PointResult(_Frozen):
         )
 
 
-class CampaignResult(_Frozen):
+class CampaignResult(Document):
     """What a campaign found. The same campaign gives the same bytes when saved, however often it was interrupted.
 
     Attributes:
@@ -194,15 +177,6 @@ class CampaignResult(_Frozen):
     num_images: Annotated[int, Field(ge=1)]
     clean_accuracy: _Share
     points: tuple[PointResult, ...]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the result as JSON, replacing the file as a whole.
-
-        Raises:
-            OSError: the file cannot be written; an older one is unchanged.
-        """
-        with replace_file(path) as file:
-            file.write(self.model_dump_json(indent=1).encode() + b"\n")
 
 
 def load_campaign_result(path: str | os.PathLike[str]) -> CampaignResult:

@@ -2,16 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from sparing.errors import ConfigError
+from sparing.runs.documents import Settings, validated
 
 __all__ = ["AlignmentStatistic", "HybridConfig", "make_config"]
 
 AlignmentStatistic = Literal["std", "range", "mean", "none"]
 
 
-class HybridConfig(BaseModel):
+class HybridConfig(Settings):
     """How an index is built and searched; frozen, printable, saved with the index.
 
     Attributes:
@@ -35,8 +35,6 @@ class HybridConfig(BaseModel):
         seeds_per_term: for each term the items in which it is heaviest, at which a sparse query starts too; 0: none.
         seed_terms: how many of the heaviest query terms use them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: Literal["ip", "cosine"] = "ip"
     degree: Annotated[int, Field(ge=4, le=256)] = 28
@@ -77,7 +75,4 @@ def make_config(fields: dict[str, object]) -> HybridConfig:
     Raises:
         ConfigError: naming each bad field, what was expected and what came.
     """
-    try:
-        return HybridConfig.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError.from_validation("config", error) from None
+    return validated(HybridConfig, fields, name="config")

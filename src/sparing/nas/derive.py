@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sparing.errors import ArgumentError, FormatError
 from sparing.nas.archive import Evaluated
 from sparing.nas.genotype import Genotype
 from sparing.runs.atomic import replace_file
-from sparing.runs.documents import parse_document
+from sparing.runs.documents import Settings, parse_document
 
 __all__ = ["Finalist", "SearchResult", "derive", "load_search_result"]
 
@@ -24,11 +24,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Finalist(_Frozen):
+class Finalist(Settings):
     """An architecture that was judged once more.
 
     Attributes:
@@ -44,7 +40,7 @@ class Finalist(_Frozen):
     reward: _Share
 
 
-class SearchResult(_Frozen):
+class SearchResult(Settings):
     """What a search found.
 
     Attributes:

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from sparing.errors import ArgumentError, ConfigError
+from sparing.errors import ArgumentError
 from sparing.faults import AnyFault, BitBias, fixed_point_
 from sparing.faults.training import FaultTolerantStep
 from sparing.nas.cost import network_cost
@@ -19,6 +19,7 @@ from sparing.nas.images import downscaled
 from sparing.nas.network import CellNetwork
 from sparing.runs import Progress
 from sparing.runs.atomic import replace_file
+from sparing.runs.documents import Settings
 from sparing.vision import ClassifierTrainingConfig, EpochResult, ImageDataset, to_float, train_classifier_
 
 __all__ = ["FINAL_PRESETS", "FinalTrainingConfig", "TrainedGenotype", "final_config", "train_genotype"]
@@ -29,11 +30,7 @@ _PUBLISHED = ClassifierTrainingConfig(epochs=100, batch_size=128, learning_rate=
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FinalTrainingConfig(_Frozen):
+class FinalTrainingConfig(Settings):
     """How a genotype's network is built, trained and judged; frozen, printable, remembered by its checkpoints.
 
     Attributes:
@@ -57,18 +54,6 @@ class FinalTrainingConfig(_Frozen):
     calibration_images: Annotated[int, Field(ge=1)] = 256
     draws: Annotated[int, Field(ge=1)] = 20
     training: ClassifierTrainingConfig = _PUBLISHED
-
-    @classmethod
-    def of(cls, **settings: Any) -> Self:
-        """Makes settings from what somebody typed.
-
-        Raises:
-            ConfigError: a setting that is unknown or out of range.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise ConfigError.from_validation("config", error) from None
 
 
 FINAL_PRESETS: dict[str, dict[str, Any]] = {
@@ -105,7 +90,7 @@ def final_config(preset: str, **overrides: Any) -> FinalTrainingConfig:
     return FinalTrainingConfig.of(**fields)
 
 
-class TrainedGenotype(_Frozen):
+class TrainedGenotype(Settings):
     """What became of a genotype.
 
     Attributes:

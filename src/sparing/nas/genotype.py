@@ -18,11 +18,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sparing.errors import ArgumentError, ConfigError
+from sparing.errors import ArgumentError
 from sparing.runs.atomic import replace_file
-from sparing.runs.documents import parse_document
+from sparing.runs.documents import parse_document, validated
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "CellKind",
@@ -123,10 +123,7 @@ class Genotype(BaseModel):
         Raises:
             ConfigError: which cell, node and edge is wrong, what was expected and what came.
         """
-        try:
-            return cls.model_validate({"space": space, "normal": normal, "reduce": reduce})
-        except ValidationError as error:
-            raise ConfigError.from_validation("genotype", error) from None
+        return validated(cls, {"space": space, "normal": normal, "reduce": reduce}, name="genotype")
 
     def cell(self, kind: CellKind) -> CellNodes:
         """The nodes of a kind of cell."""

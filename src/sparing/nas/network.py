@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from sparing.errors import ArgumentError, ConfigError
+from sparing.errors import ArgumentError
 from sparing.nas.cells import STEM_FACTOR, Cell, CellPlan, cell_plans, make_cell
 from sparing.nas.genotype import Genotype
+from sparing.runs.documents import Settings, validated
 from sparing.vision._initial import initialize_
 
 __all__ = ["CellNetwork", "CellNetworkConfig", "make_stem"]
 
 
-class CellNetworkConfig(BaseModel):
+class CellNetworkConfig(Settings):
     """The architecture of a network of cells; frozen.
 
     Attributes:
@@ -25,8 +26,6 @@ class CellNetworkConfig(BaseModel):
         num_cells: 3 to 256; see :func:`~sparing.nas.cells.cell_plans` for which of them reduce.
         dropout: before the classifier.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     genotype: Genotype
     num_classes: Annotated[int, Field(ge=1, le=1_000_000)] = 10
@@ -145,7 +144,4 @@ def make_stem(channels: int, *, affine: bool = True) -> nn.Sequential:
 
 
 def _config(**fields: object) -> CellNetworkConfig:
-    try:
-        return CellNetworkConfig.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError.from_validation("CellNetwork", error) from None
+    return validated(CellNetworkConfig, fields, name="CellNetwork")

@@ -15,11 +15,12 @@ images of an evaluation, sizes of the evolution), it is ours.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from sparing.errors import ArgumentError, ConfigError
+from sparing.errors import ArgumentError
 from sparing.explore import EvolutionConfig
 from sparing.faults import AnyFault, BitBias, FaultModel
+from sparing.runs.documents import Settings
 from sparing.vision._settings import Precision
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
@@ -41,11 +42,7 @@ PUBLISHED_REWARD_SHARE = {"features": 0.5, "weights": 0.2}
 """α_r of the published searches, by what the fault hits."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SupernetTrainingConfig(_Frozen):
+class SupernetTrainingConfig(Settings):
     """How the shared weights are trained: SGD on a cosine from `learning_rate` to 0, one architecture a step.
 
     Attributes:
@@ -73,7 +70,7 @@ class SupernetTrainingConfig(_Frozen):
     crop_padding: Annotated[int, Field(ge=0, le=1024)] = 4
 
 
-class EvaluationConfig(_Frozen):
+class EvaluationConfig(Settings):
     """How an architecture is judged, with the shared weights, always on the same images under the same draws.
 
     Attributes:
@@ -92,7 +89,7 @@ class EvaluationConfig(_Frozen):
     reward_share: _Share = 0.5
 
 
-class ControllerConfig(_Frozen):
+class ControllerConfig(Settings):
     """The policy that draws architectures, and how it learns.
 
     Attributes:
@@ -116,7 +113,7 @@ class ControllerConfig(_Frozen):
     samples: _Count = 100
 
 
-class SearchConfig(_Frozen):
+class SearchConfig(Settings):
     """Everything that decides what a search finds; frozen, printable, remembered by its folder.
 
     Attributes:
@@ -169,18 +166,6 @@ class SearchConfig(_Frozen):
         if len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives: expected each once, got {self.objectives}")
         return self
-
-    @classmethod
-    def of(cls, **settings: Any) -> Self:
-        """Makes settings from what somebody typed.
-
-        Raises:
-            ConfigError: a setting that is unknown or out of range.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise ConfigError.from_validation("config", error) from None
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from sparing.errors import ArgumentError
 from sparing.pim.crossbar import FLOAT_BITS, BlockGrid, CrossbarSize, block_grid, num_planes
 from sparing.pim.epitome import EpitomeShape
 from sparing.pim.layers import LayerShape, NetworkShape
-from sparing.runs.atomic import replace_file
-from sparing.runs.documents import parse_document
+from sparing.runs.documents import Document, Settings, parse_document
 
 __all__ = [
     "LayerDesign",
@@ -38,7 +37,7 @@ def _known_bits(bits: int) -> int:
 Bits = Annotated[int, AfterValidator(_known_bits)]
 
 
-class LayerDesign(BaseModel):
+class LayerDesign(Settings):
     """What one layer becomes.
 
     Attributes:
@@ -46,13 +45,11 @@ class LayerDesign(BaseModel):
         epitome: the epitome in its place; None keeps the layer dense.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     bits: Bits = FLOAT_BITS
     epitome: EpitomeShape | None = None
 
 
-class NetworkDesign(BaseModel):
+class NetworkDesign(Document):
     """What each layer of a network becomes; frozen, printable, JSON.
 
     Attributes:
@@ -60,8 +57,6 @@ class NetworkDesign(BaseModel):
         activation_bits: of the inputs, 1 to 16.
         notes: free text, for people.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_name: Literal["sparing.pim.design"] = _SCHEMA
     version: Literal[1] = _VERSION
@@ -87,19 +82,6 @@ class NetworkDesign(BaseModel):
             if refusal:
                 raise ArgumentError(f"design: {name} cannot be an epitome: {refusal}")
             layer.epitome.check(names[name].weight_shape)
-
-    def to_json(self) -> str:
-        """Returns the design as readable JSON."""
-        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the design as JSON, replacing the file as a whole.
-
-        Raises:
-            OSError: the file cannot be written; an older one is unchanged.
-        """
-        with replace_file(path) as file:
-            file.write(self.to_json().encode())
 
 
 def load_design(path: str | os.PathLike[str]) -> NetworkDesign:

@@ -1,15 +1,66 @@
-"""JSON documents that say what they are: a schema, a version, and fields that a pydantic model describes."""
+"""Settings and JSON documents: fields that a pydantic model describes; documents also say their schema and version."""
 
+import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sparing.errors import FormatError, VersionError
+from sparing.errors import ConfigError, FormatError, VersionError
+from sparing.runs.atomic import replace_file
 
-__all__ = ["differences", "parse_document"]
+__all__ = ["Document", "Settings", "differences", "parse_document", "validated"]
 
-_Document = TypeVar("_Document", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Frozen fields, no others, and no number that is not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """Makes them from what somebody typed.
+
+        Raises:
+            ConfigError: a setting that is unknown or out of range.
+        """
+        return validated(cls, settings, name="config")
+
+
+class Document(Settings):
+    """What is saved as JSON; the fields ``schema_name`` and ``version`` are among its own."""
+
+    def to_json(self) -> str:
+        """Returns the document as readable JSON."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the document as JSON, replacing the file as a whole.
+
+        Raises:
+            OSError: the file cannot be written; an older one is unchanged.
+        """
+        with replace_file(path) as file:
+            file.write(self.to_json().encode())
+
+
+def validated(kind: type[_Model], fields: Any, *, name: str | None = None) -> _Model:
+    """Validates fields.
+
+    Args:
+        kind: that they make.
+        fields: a mapping.
+        name: of the argument, for messages; None: the kind's.
+
+    Raises:
+        ConfigError: naming each bad field, what was expected and what came.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError.from_validation(name or kind.__name__, error) from None
 
 
 class _Head(BaseModel):
@@ -17,9 +68,7 @@ class _Head(BaseModel):
     version: Any
 
 
-def parse_document(
-    data: bytes | str, kind: type[_Document], *, schema: str, version: int, name: str, what: str
-) -> _Document:
+def parse_document(data: bytes | str, kind: type[_Model], *, schema: str, version: int, name: str, what: str) -> _Model:
     """Reads a document, whoever wrote it: the schema first, then the version, then the fields.
 
     Args:

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparing.errors import ConfigError, DtypeError, FormatError, NonFiniteError
+from sparing.runs.documents import validated
 from sparing.var.config import (
     PATCH_NUMS_256,
     PATCH_NUMS_512,
     PATCH_NUMS_1024,
     TokenizerConfig,
     VARConfig,
-    validated,
 )
 from sparing.var.transformer import VARTransformer
 from sparing.var.vqvae import VQVAE

@@ -9,9 +9,9 @@
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sparing.errors import ArgumentError, ConfigError
 
@@ -25,7 +25,6 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "VARConfig",
     "linear_names",
     "released_config",
-    "validated",
 ]
 
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -36,7 +35,6 @@ LINEAR_KINDS = ("word_embed", "qkv", "proj", "fc1", "fc2", "ada_lin", "head")
 
 _HEAD_DIM = 64
 
-_C = TypeVar("_C", bound=BaseModel)
 
 _Positive = Annotated[int, Field(ge=1)]
 PatchNums = Annotated[tuple[_Positive, ...], Field(min_length=1)]
@@ -205,15 +203,3 @@ def released_config(name: str) -> VARConfig:
         return RELEASED[name]
     except KeyError:
         raise ConfigError(f"name: expected one of {', '.join(RELEASED)}, got {name!r}") from None
-
-
-def validated(kind: type[_C], fields: Any) -> _C:
-    """Validates fields into a config.
-
-    Raises:
-        ConfigError: naming each bad field, what was expected and what came.
-    """
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError.from_validation(kind.__name__, error) from None

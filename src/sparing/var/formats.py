@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparing.quant import FakeQuantLinear, Int8Linear, QuantSpec, fake_quantize
-from sparing.var.config import LINEAR_KINDS, VARConfig, linear_names, validated
+from sparing.runs.documents import validated
+from sparing.var.config import LINEAR_KINDS, VARConfig, linear_names
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan
 
 __all__ = ["attention_rounding", "int8_precision", "make_linear", "precision_plan"]

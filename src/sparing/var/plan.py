@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from sparing.runs.atomic import replace_file
-from sparing.runs.documents import parse_document
+from sparing.runs.documents import Document, Settings, parse_document
 from sparing.var.config import VARConfig, linear_names
 from sparing.var.windows import DENSE, Widths, first_windowed
 
@@ -31,11 +30,7 @@ LayerWindows: TypeAlias = tuple[tuple[tuple[_Width, ...], ...] | None, ...]
 """For each scale of a layer (segment, head) widths of :mod:`sparing.var.windows`, or None where it stays dense."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SharingPlan(_Part):
+class SharingPlan(Settings):
     """Where the unconditional branch takes the conditional branch's attention.
 
     Attributes:
@@ -47,7 +42,7 @@ class SharingPlan(_Part):
     first_scale: tuple[Annotated[int, Field(ge=0)] | None, ...]
 
 
-class LinearFormat(_Part):
+class LinearFormat(Settings):
     """Numbers of one linear layer.
 
     Attributes:
@@ -69,7 +64,7 @@ class LinearFormat(_Part):
         return self
 
 
-class PrecisionPlan(_Part):
+class PrecisionPlan(Settings):
     """Numbers of a model.
 
     Attributes:
@@ -79,13 +74,13 @@ class PrecisionPlan(_Part):
         decoder_bits: of the tokenizer's decoder, with integer products; None leaves it.
     """
 
-    linears: dict[str, LinearFormat] = {}
+    linears: dict[str, LinearFormat] = Field(default_factory=dict)
     kv_bits: Literal[8] | None = None
     attention_bits: _Bits | None = None
     decoder_bits: Literal[8] | None = None
 
 
-class CompressionPlan(_Part):
+class CompressionPlan(Document):
     """What is left out of one model.
 
     Attributes:
@@ -106,7 +101,7 @@ class CompressionPlan(_Part):
     windows: tuple[LayerWindows, ...] | None = None
     sharing: SharingPlan | None = None
     precision: PrecisionPlan | None = None
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -144,19 +139,6 @@ class CompressionPlan(_Part):
         """Returns whether a layer's attention is shared at a scale."""
         first = None if self.sharing is None else self.sharing.first_scale[layer]
         return first is not None and scale >= first
-
-    def to_json(self) -> str:
-        """Returns the plan as :func:`load_plan` reads it from a file."""
-        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan as JSON, replacing the file as a whole.
-
-        Raises:
-            OSError: the file cannot be written; an older one is unchanged.
-        """
-        with replace_file(path) as file:
-            file.write(self.to_json().encode())
 
 
 def load_plan(path: str | os.PathLike[str]) -> CompressionPlan:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparing.runs.documents import validated
 from sparing.runs.progress import Progress
-from sparing.var.config import validated
 from sparing.var.divergence import CalibrationConfig, calibration_images, check_data, plain_engine, teacher_inputs
 from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline

@@ -1,30 +1,15 @@
-"""Fields to a settings object, with errors that name each bad field; what settings share; a device's arithmetic."""
+"""What settings share: stems, precisions, and which of them a device computes natively."""
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ValidationError
 
-from sparing.errors import ArgumentError, ConfigError
+from sparing.errors import ArgumentError
 
-__all__ = ["Precision", "Stem", "resolve_precision", "validated"]
+__all__ = ["Precision", "Stem", "resolve_precision"]
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Stem: TypeAlias = Literal["imagenet", "cifar"]
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def validated(model: type[_Model], fields: Mapping[str, object]) -> _Model:
-    """Validates fields.
-
-    Raises:
-        ConfigError: naming each bad field, what was expected and what came.
-    """
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError.from_validation(model.__name__, error) from None
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:

@@ -18,8 +18,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sparing.runs.documents import validated
 from sparing.vision._initial import initialize_
-from sparing.vision._settings import Stem, validated
+from sparing.vision._settings import Stem
 
 __all__ = ["InvertedResidual", "MobileNetV2", "MobileNetV2Config", "mobilenet_v2"]
 

@@ -18,8 +18,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sparing.runs.documents import validated
 from sparing.vision._initial import initialize_
-from sparing.vision._settings import Stem, validated
+from sparing.vision._settings import Stem
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "BasicBlock",

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sparing.errors import ShapeError
+from sparing.runs.documents import validated
 from sparing.vision._initial import initialize_
-from sparing.vision._settings import Stem, validated
+from sparing.vision._settings import Stem
 
 __all__ = ["VGG", "VGGConfig", "vgg16", "vgg16_bn"]
 

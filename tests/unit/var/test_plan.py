@@ -9,7 +9,8 @@ pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ConfigError, FormatError, VersionError  # noqa: E402
-from sparing.var.config import VARConfig, validated  # noqa: E402
+from sparing.runs.documents import validated  # noqa: E402
+from sparing.var.config import VARConfig  # noqa: E402
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan, load_plan, with_options  # noqa: E402
 
 

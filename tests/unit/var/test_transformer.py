@@ -10,7 +10,8 @@ pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, ConfigError, DtypeError, ShapeError  # noqa: E402
-from sparing.var.config import RELEASED, VARConfig, released_config, validated  # noqa: E402
+from sparing.runs.documents import validated  # noqa: E402
+from sparing.var.config import RELEASED, VARConfig, released_config  # noqa: E402
 from sparing.var.transformer import VARTransformer  # noqa: E402
 
 VARIANTS = [

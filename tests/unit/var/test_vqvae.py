@@ -7,7 +7,8 @@ pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, ConfigError, ShapeError  # noqa: E402
-from sparing.var.config import TokenizerConfig, validated  # noqa: E402
+from sparing.runs.documents import validated  # noqa: E402
+from sparing.var.config import TokenizerConfig  # noqa: E402
 
 
 def images_of(model, *, batch=2, seed=0):
