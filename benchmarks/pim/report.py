@@ -233,7 +233,33 @@ def _training(results: Any) -> Section:
         "",
     ]
     head = ["network", "crossbars", "latency, ms", "energy, mJ", "area, mm²", "rounds", "ADC conversions"]
-    return rows, text + table(head, modelled)
+    return rows, text + table(head, modelled) + _stuck(results)
+
+
+def _stuck(results: Any) -> list[str]:
+    """Accuracy over the rates of stuck cells: means over chips and seeds."""
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for row in results["jobs"]:
+        if "stuck_cells" in row and ", " not in row["job"]:
+            found.setdefault(row["job"], []).append(row["stuck_cells"])
+    if not found:
+        return []
+    rates = [point["rate"] for point in next(iter(found.values()))[0]]
+    lines = []
+    for job, seeds in found.items():
+        chips = [
+            [100 * accuracy for points in seeds for accuracy in points[i]["accuracies"]] for i in range(len(rates))
+        ]
+        lines.append([job, str(len(seeds)), *(_spread(own, sign="") if own else "" for own in chips)])
+    return [
+        "",
+        "### With cells stuck, one bit each, 16.3 % of them on (simulated; accuracy, %)",
+        "",
+        f"{results['stuck_draws']} chips a seed and rate, the same for all networks, {results['stuck_images']} test",
+        "images; mean ± standard deviation over chips and seeds. Every cell of an epitome gives several weights.",
+        "",
+        *table(["network", "seeds", *(f"{rate:.1%}" for rate in rates)], lines),
+    ]
 
 
 def _spread(values: list[float], *, sign: str = "+") -> str:

@@ -34,6 +34,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=16, help="training: of the float networks")
     parser.add_argument("--fine-tune-epochs", type=int, default=12, help="training: of each 3-bit network")
     parser.add_argument("--fine-tune-rate", type=float, default=0.05, help="training: peak learning rate at 3 bits")
+    parser.add_argument("--stuck-draws", type=int, default=10, help="training: chips with stuck cells for each rate")
+    parser.add_argument("--stuck-images", type=int, default=1000, help="training: test images for each of them")
     parser.add_argument("--jobs", type=int, help="training: stop after so many jobs; default: all")
     return parser.parse_args(arguments)
 
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.seeds = options.seeds or [0, 1, 2, 3, 4]
     if options.tiny:
         options.rounds, options.seeds, options.evaluations, options.images = 2, [0, 1], 2000, 2
-        options.epochs = options.fine_tune_epochs = 1
+        options.epochs = options.fine_tune_epochs = options.stuck_draws = 1
     return run_stages("pim", STAGES, options, results=stage_results, report=write_report)
 
 

@@ -21,6 +21,7 @@ from benchmarks.images import open_images
 from benchmarks.jobs import Job, known_results, run_jobs, slug
 from benchmarks.pim import contestants
 from benchmarks.pim.contestants import BITS, CROSSBAR
+from benchmarks.pim.stuck import stuck_accuracies
 from benchmarks.stages import result_file
 from sparing.pim import (
     NetworkDesign,
@@ -137,6 +138,8 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         "budget": contestants.budget(),
         "float_training": bench.config(0, fine=False).model_dump(mode="json"),
         "fine_tuning": bench.config(0, fine=True).model_dump(mode="json"),
+        "stuck_draws": options.stuck_draws,
+        "stuck_images": options.stuck_images,
     }
     todo = [
         Job({"seed": seed, "job": job}, bench.folder_of(job, seed), partial(_run, bench, job, seed))
@@ -186,6 +189,8 @@ def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
     told |= bench.trained(model, job, seed, fine=True, teacher=teacher)
     if masks is not None:
         told["pruned_weights_not_0"] = _revived(model, masks)
+    some = bench.test.subset(range(min(len(bench.test), bench.options.stuck_images)))
+    told["stuck_cells"] = stuck_accuracies(model, network, design, some, draws=bench.options.stuck_draws, masks=masks)
     return told | {"design": design.model_dump(mode="json", exclude_none=True)}
 
 

@@ -41,6 +41,7 @@ from sparing.pim.matching import MatchedDesign, design_error, match_design
 from sparing.pim.mixed_precision import mixed_precision_design
 from sparing.pim.nonideal import CellVariation, NetworkCells, change_cells
 from sparing.pim.option_costs import option_costs
+from sparing.pim.programmed import cell_weights, programmed
 from sparing.pim.quantization import calibrate_inputs_, dequantize_, quantize_
 from sparing.pim.quantized_layers import QuantizedLayer, quantized_layers
 from sparing.pim.report import CrossbarRatio, HardwareReport, StepReport, hardware_report
@@ -86,6 +87,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "bounded_best",
     "calibrate_inputs_",
     "capped_epitome",
+    "cell_weights",
     "change_cells",
     "convert_",
     "dense_design",
@@ -117,6 +119,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "num_planes",
     "option_costs",
     "patches_of",
+    "programmed",
     "quantize_",
     "quantized_layers",
     "repetition_map",

@@ -40,6 +40,7 @@ class BlockQuantizer(nn.Module):
 
     Attributes:
         steps: (r, c) float32, > 0.
+        held: values in place of the rounded ones, as :func:`~sparing.pim.programmed.programmed` sets them; None.
 
     Raises:
         ArgumentError, DtypeError, NonFiniteError, ShapeError: as :func:`~sparing.pim.block_ranges.block_steps`.
@@ -80,6 +81,7 @@ class BlockQuantizer(nn.Module):
         self.register_buffer("steps", block_steps(matrix, grid, bits, rule, self.counts))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=stored.device))
         self._calls = 0
+        self.held: Tensor | None = None
 
     @torch.no_grad()
     def refresh_(self, stored: Tensor) -> None:
@@ -109,6 +111,8 @@ class BlockQuantizer(nn.Module):
 
     def forward(self, stored: Tensor) -> Tensor:
         """Maps a stored weight to its rounded values, in its own shape and dtype."""
+        if self.held is not None:
+            return self.held
         if self.training:
             if self._calls % self.refresh_every == 0:
                 self.refresh_(stored)

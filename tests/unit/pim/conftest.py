@@ -33,3 +33,9 @@ def mapped():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def network(mapped):
+    """A small network in 3 bits: the model, its mapping, and images."""
+    return mapped.quantized_network()

@@ -1,15 +1,18 @@
-"""Layers of any shape with random codes, and the datapath in plain loops: one cell, one cycle, one sum at a time."""
+"""Layers of any shape with random codes, a small network, and the datapath in plain loops over single cells."""
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional
 
+from sparing.pim.convert import convert_
 from sparing.pim.crossbar import CrossbarSize
-from sparing.pim.design import LayerDesign, layer_grid
+from sparing.pim.design import LayerDesign, NetworkDesign, layer_grid
 from sparing.pim.epitome import EpitomeShape, epitome_index
-from sparing.pim.layers import LayerShape
-from sparing.pim.mapping import map_layer
+from sparing.pim.layers import LayerShape, trace_layers
+from sparing.pim.mapping import map_layer, map_network
+from sparing.pim.quantization import quantize_
 
 
 def small(low, high):
@@ -126,3 +129,41 @@ def cell_sums(layer_mapping, x, adc, cells=None):
                             total += (-1 if sign else 1) * place * found
                     out[out_start + c - from_out, y, z] += total * (block.step * layer_mapping.input_step * lsb)
     return np.concatenate([out] * tables.repeats)[: layer.out_channels]
+
+
+class Net(nn.Module):
+    """Grouped, strided and dilated convolutions, padding by "same" of an even kernel, and a linear layer on vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.even = nn.Conv2d(8, 12, (2, 4), padding="same")
+        self.down = nn.Conv2d(12, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(self.even(x))
+        x = torch.relu(self.down(x))
+        return self.fc(x.flatten(2).transpose(1, 2)).mean(1)
+
+
+def quantized_network():
+    """It in 3 bits, with two epitomes: the model, its mapping, and images."""
+    torch.manual_seed(1)
+    model = Net().eval()
+    model.norm.running_mean.uniform_(-0.2, 0.2)
+    shapes = trace_layers(model, (3, 9, 9))
+    epitomes = {
+        "even": EpitomeShape(out_channels=6, in_channels=5, wrapped=True),
+        "down": EpitomeShape(out_channels=5, in_channels=7, kernel=(4, 3)),
+    }
+    design = NetworkDesign(
+        layers={layer.name: LayerDesign(bits=3, epitome=epitomes.get(layer.name)) for layer in shapes.layers},
+        activation_bits=6,
+    )
+    convert_(model, design)
+    images = torch.randn(5, 3, 9, 9)
+    quantize_(model, design, crossbar=CrossbarSize(64, 64), calibration=images)
+    return model, map_network(model, shapes, design, CrossbarSize(64, 64)), images

@@ -12,16 +12,14 @@ from torch import nn  # noqa: E402
 from sparing.errors import ArgumentError, NonFiniteError, ShapeError  # noqa: E402
 from sparing.pim import readout  # noqa: E402
 from sparing.pim.adc import AdcModel  # noqa: E402
-from sparing.pim.convert import convert_  # noqa: E402
 from sparing.pim.crossbar import CrossbarSize  # noqa: E402
 from sparing.pim.datapath import layer_sums  # noqa: E402
-from sparing.pim.design import LayerDesign, NetworkDesign  # noqa: E402
+from sparing.pim.design import LayerDesign  # noqa: E402
 from sparing.pim.epitome import EpitomeShape  # noqa: E402
 from sparing.pim.executor import execute, executing  # noqa: E402
-from sparing.pim.layers import LayerShape, trace_layers  # noqa: E402
-from sparing.pim.mapping import NetworkMapping, map_layer, map_network  # noqa: E402
+from sparing.pim.layers import LayerShape  # noqa: E402
+from sparing.pim.mapping import NetworkMapping, map_layer  # noqa: E402
 from sparing.pim.nonideal import CellVariation, change_cells  # noqa: E402
-from sparing.pim.quantization import quantize_  # noqa: E402
 from sparing.pim.readout import layer_program  # noqa: E402
 
 IDEAL = AdcModel(bits=None, num_dacs=5)
@@ -171,44 +169,6 @@ def test_adc_refuses(wrong):
         AdcModel(bits=None, full_scale=3.0)
 
 
-class Net(nn.Module):
-    """Grouped, strided and dilated convolutions, padding by "same" of an even kernel, and a linear layer on vectors."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.even = nn.Conv2d(8, 12, (2, 4), padding="same")
-        self.down = nn.Conv2d(12, 8, 3, stride=2, padding=1)
-        self.fc = nn.Linear(8, 5)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.stem(x)))
-        x = torch.relu(self.even(x))
-        x = torch.relu(self.down(x))
-        return self.fc(x.flatten(2).transpose(1, 2)).mean(1)
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(1)
-    model = Net().eval()
-    model.norm.running_mean.uniform_(-0.2, 0.2)
-    shapes = trace_layers(model, (3, 9, 9))
-    epitomes = {
-        "even": EpitomeShape(out_channels=6, in_channels=5, wrapped=True),
-        "down": EpitomeShape(out_channels=5, in_channels=7, kernel=(4, 3)),
-    }
-    design = NetworkDesign(
-        layers={layer.name: LayerDesign(bits=3, epitome=epitomes.get(layer.name)) for layer in shapes.layers},
-        activation_bits=6,
-    )
-    convert_(model, design)
-    images = torch.randn(5, 3, 9, 9)
-    quantize_(model, design, crossbar=XBAR, calibration=images)
-    return model, map_network(model, shapes, design, XBAR), images
-
-
 def test_network_is_the_quantized_network(network):
     model, mapping, images = network
     with torch.no_grad():
@@ -275,7 +235,7 @@ def test_a_replaced_forward_comes_back(network):
         del model.fc.forward
 
 
-def test_refusals(network):
+def test_refusals(network, mapped):
     model, mapping, images = network
     with pytest.raises(ArgumentError, match="fast"):
         execute(model, mapping, images, adc=AdcModel(), fast=True)
@@ -286,7 +246,7 @@ def test_refusals(network):
     cells = change_cells(mapping, CellVariation(), seed=0)
     with pytest.raises(ArgumentError, match="blocks"):
         execute(model, mapping, images, adc=AdcModel(), cells={**cells, "stem": cells["fc"]})
-    other = Net()
+    other = mapped.Net()
     other.down = nn.Conv2d(12, 8, 3, stride=1, padding=1)
     with pytest.raises(ArgumentError, match="down"):
         execute(other, mapping, images, adc=AdcModel())
