@@ -15,7 +15,7 @@ def write_report(folder: Path) -> None:
         folder,
         "faults",
         "Faults: results",
-        {"overhead-cpu": _overhead, "training-cpu": _training},
+        {"overhead-cpu": _overhead, "training-cpu": _training, "tokenizer-cpu": _tokenizer},
         head=["claim", "floor", "goal", "reached"],
         intro=[
             "Times are *measured*; faults are *simulated*: accuracies are those of networks whose numbers were changed",
@@ -89,6 +89,26 @@ def _training(results: Any) -> Section:
     if results["jobs_open"]:
         text.append(f"{results['jobs_open']} jobs are open.")
     return rows, text
+
+
+def _tokenizer(results: Any) -> Section:
+    text = ["## An image tokenizer whose integer weights fail (simulated)", ""]
+    text += [
+        f"The decoder of the small image model that comes along: {results['layers']} integer convolutions of",
+        f"{results['weights']:,} weights; {results['images']} test images, {results['draws']} draws.",
+        "",
+    ]
+    head = ["fault", "rate", "to the sound decoder's, dB", "to the original, dB", "judged right, %", "Fréchet distance"]
+    sound = results["sound"]
+    body = [
+        [row["fault"], f"{row['rate']:g}", f"{row['mean']['psnr_to_sound_db']:.1f}", *_judged(row["mean"])]
+        for row in results["rows"]
+    ]
+    return [], [*text, *table(head, [["none", "0", "", *_judged(sound)], *body])]
+
+
+def _judged(row: dict[str, float]) -> list[str]:
+    return [f"{row['psnr_to_original_db']:.1f}", f"{100 * row['judged_right']:.1f}", f"{row['frechet']:.2f}"]
 
 
 def _accuracies(name: str, rows: list[dict[str, Any]], key: str, test: str, points: int) -> list[str]:

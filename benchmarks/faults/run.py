@@ -1,4 +1,5 @@
-"""Runs the faults benchmark: `python -m benchmarks.faults.run STAGE`; stages: overhead, training; or all, or report.
+"""Runs the faults benchmark: `python -m benchmarks.faults.run STAGE`; stages: overhead, tokenizer,
+training; or all, or report.
 
 Run overhead with nothing else running. `--tiny` runs every stage end to end in a minute, with figures that mean
 nothing.
@@ -13,7 +14,7 @@ from benchmarks.faults import overhead
 from benchmarks.faults.report import write_report
 from benchmarks.stages import Results, run_stages, stage_parser
 
-STAGES = ["overhead", "training"]
+STAGES = ["overhead", "tokenizer", "training"]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -23,7 +24,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10, help="training: of every network")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--draws", type=int, default=20, help="training: of faults, for each network and rate")
+    parser.add_argument(
+        "--draws", type=int, default=20, help="training, tokenizer: of faults, for each network and rate"
+    )
     parser.add_argument("--images", type=int, default=2000, help="training: test images under each draw")
     parser.add_argument("--jobs", type=int, help="training: stop after so many jobs; default: all")
     return parser.parse_args(arguments)
@@ -35,6 +38,10 @@ def stage_results(stage: str, options: argparse.Namespace) -> Results:
         from benchmarks.faults import training
 
         return training.measure(options)
+    if stage == "tokenizer":
+        from benchmarks.faults import tokenizer
+
+        return tokenizer.measure(options)
     results = overhead.measure(batch_size=64, rounds=options.rounds, tiny=options.tiny)
     return results, {"name": "random images and weights: valid for time only"}
 
