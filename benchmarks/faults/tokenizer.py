@@ -31,7 +31,7 @@ FAULTS: dict[str, tuple[FaultModel, tuple[float, ...]]] = {
     "adSAF, bit form": (StuckAt(rate=0.0, form="bit"), (0.005, 0.01, 0.02, 0.04, 0.08)),
     "adSAF, cell form": (StuckAt(rate=0.0, form="cell"), (0.005, 0.01, 0.02, 0.04, 0.08)),
 }
-IMAGES, DRAWS = 1000, 10
+IMAGES = 500
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
