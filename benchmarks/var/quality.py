@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,8 +34,9 @@ GUIDANCES = (0.0, 1.5, 3.0, 4.0, 6.0)
 BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
 FC2_FORMATS = ("protected", "uniform")
 FC2_DUAL_FORMATS = ("dual_range", "dual_sqrt")  # at four bits, where they matter
-PUBLISHED_TAUS = CalibrationConfig().taus
-TAUS = (*PUBLISHED_TAUS, 0.5, 0.4, 0.3)
+PUBLISHED_TAUS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
+TAUS = (*CalibrationConfig().taus, 0.5, 0.4)
+FRONT_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 DIVERGENCE_IMAGES, CALIBRATION_IMAGES = 500, 128
 FIGURES = (
     "key",
@@ -91,12 +92,15 @@ class Bench:
         """What calibration tries."""
         return CalibrationConfig(guidance_scale=self.guidance, taus=TAUS)
 
-    def sensitivity(self, sharing: str | None = "output") -> Sensitivity:
-        """Measured once."""
-        # Windows do not depend on what is shared: they are tried once.
-        tried = {"sharing": sharing} if sharing == "output" else {"sharing": sharing, "taus": ()}
+    def sensitivity(self, kind: Literal["ours", "published windows", "shared map"] = "ours") -> Sensitivity:
+        """What single things cost; measured once."""
+        tried: dict[str, Any] = {
+            "ours": {},
+            "published windows": {"search": "segment", "taus": PUBLISHED_TAUS, "sharing": None},
+            "shared map": {"taus": (), "sharing": "map"},
+        }[kind]
         config = self.config().model_copy(update=tried)
-        cache = self.work / f"sensitivity-{sharing}-{self.weights}.json"
+        cache = self.work / f"sensitivity-{kind.replace(' ', '-')}-{self.weights}.json"
         return measure_sensitivity(self.pipe, config=config, data=self.calibration, cache=cache)
 
     def measure(self, plan: CompressionPlan, *, guidance: float | None = None, draw: bool = True) -> dict[str, Any]:
@@ -139,29 +143,31 @@ def guidance_sweep(bench: Bench) -> list[dict[str, Any]]:
 
 
 def tau_sweep(bench: Bench) -> list[dict[str, Any]]:
-    """Windows alone, one τ everywhere, as published."""
-    found = bench.sensitivity()
+    """Windows alone, found as published: one τ for each segment of each head."""
+    found = bench.sensitivity("published windows")
     return [{"tau": tau, **bench.measure(uniform_plan(found, tau=tau, first_shared=None))} for tau in PUBLISHED_TAUS]
 
 
 def sharing_variants(bench: Bench) -> list[dict[str, Any]]:
     """Sharing the map or the output from each scale on, in all layers."""
     rows = []
-    for variant in ("output", "map"):
-        found = bench.sensitivity(variant)
+    for variant, kind in (("output", "ours"), ("map", "shared map")):
+        found = bench.sensitivity(kind)
         for first in range(0, len(bench.model.patch_nums), 2):
             plan = uniform_plan(found, tau=None, first_shared=first)
             rows.append({"variant": variant, "first_scale": first, **bench.measure(plan)})
     return rows
 
 
-def front(bench: Bench, points: int = 5) -> list[dict[str, Any]]:
-    """Plans with windows and sharing chosen layer by layer, and the published form beside them."""
-    found = bench.sensitivity()
-    plans: list[FrontPoint] = plan_front(found)
-    picks = sorted({round(i) for i in np.linspace(0, len(plans) - 1, points)})
-    rows = [{"kind": "chosen by layer", **bench.measure(plans[i].plan)} for i in picks]
-    for tau in found.config.taus[::3]:
+def front(bench: Bench) -> list[dict[str, Any]]:
+    """Plans with balanced windows and sharing chosen layer by layer, and the published form beside them."""
+    plans: list[FrontPoint] = plan_front(bench.sensitivity())
+    rows = []
+    for share in FRONT_SHARES:
+        point = next(p for p in plans if p.removed >= share)
+        rows.append({"kind": "chosen by layer", "predicted": point.predicted, **bench.measure(point.plan)})
+    found = bench.sensitivity("published windows")
+    for tau in PUBLISHED_TAUS[::2]:
         plan = uniform_plan(found, tau=tau, first_shared=0)
         rows.append({"kind": "one τ, output shared everywhere", "tau": tau, **bench.measure(plan)})
     return rows

@@ -44,7 +44,13 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=int, default=64, metavar="N", help="images (default: 64)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once (default: 16)")
     parser.add_argument("--sharing", choices=("output", "map", "none"), default="output", help="default: output")
-    parser.add_argument("--taus", type=numbers, metavar="0.95,...", help="shares that windows keep; none: no windows")
+    parser.add_argument("--taus", type=numbers, metavar="0.95,...", help="shares that windows hold; none: no windows")
+    parser.add_argument(
+        "--search",
+        choices=("balanced", "segment"),
+        default="balanced",
+        help="share of all of a layer's attention, with the fewest pairs; or, as published, of each segment's own",
+    )
     parser.add_argument("--maps", choices=("union", "average"), default="average", help="of the images' attention")
     parser.add_argument("--guidance", type=float, default=1.5, metavar="X", help="strength of guidance (default: 1.5)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of drawing and of picking (default: 0)")
@@ -106,6 +112,7 @@ def _config(arguments: argparse.Namespace) -> "CalibrationConfig":
     from sparing.var import CalibrationConfig
 
     fields = {
+        "search": arguments.search,
         "maps": arguments.maps,
         "sharing": None if arguments.sharing == "none" else arguments.sharing,
         "guidance_scale": arguments.guidance,

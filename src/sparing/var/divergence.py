@@ -28,9 +28,11 @@ class CalibrationConfig(BaseModel):
     """What is tried, and on how much.
 
     Attributes:
-        taus: shares of attention that windows may keep, each tried in every layer; empty for no windows.
+        taus: shares of attention that windows hold, each tried in every layer; empty for no windows.
+        search: ``"balanced"``: τ of all the attention of a layer is held, with the fewest pairs of query and key.
+            ``"segment"``, as published: each segment of each head holds τ of its own.
         maps: windows are found on the highest (``"union"``) or the mean (``"average"``) of the images' maps.
-        threshold, floors: as in :class:`~sparing.var.windows.WindowSearch`.
+        threshold, floors: of ``"segment"``, as in :class:`~sparing.var.window_search.WindowSearch`.
         sharing: what is shared across guidance, or None for nothing.
         guidance_scale: at which the distributions are compared.
         num_images: images drawn for calibration, where none are given.
@@ -40,7 +42,8 @@ class CalibrationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
+    taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
+    search: Literal["balanced", "segment"] = "balanced"
     maps: Literal["union", "average"] = "average"
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.003
     floors: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (

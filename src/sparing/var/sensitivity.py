@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -28,12 +28,13 @@ from sparing.var.divergence import (
 from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
 from sparing.var.plan import CompressionPlan, LayerWindows, with_options
-from sparing.var.windows import WindowSearch, first_windowed, search_windows
+from sparing.var.window_search import WindowSearch, balance_windows, search_windows
+from sparing.var.windows import Widths, first_windowed
 
 __all__ = ["Sensitivity", "load_sensitivity", "measure_sensitivity"]
 
 _SCHEMA: Literal["sparing.var.sensitivity"] = "sparing.var.sensitivity"
-_VERSION: Literal[1] = 1  # 1: first
+_VERSION: Literal[2] = 2  # 1: first; 2: the rule of the search
 _Divergence = Annotated[float, Field(ge=0)]
 
 
@@ -52,7 +53,7 @@ class Sensitivity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_name: Literal["sparing.var.sensitivity"] = _SCHEMA
-    version: Literal[1] = _VERSION
+    version: Literal[2] = _VERSION
     model: VARConfig
     weights: str
     config: CalibrationConfig
@@ -204,14 +205,16 @@ def _find_windows(
         engine.watch(None)
     rows = 1 if config.maps == "union" else 2 * len(tokens)
 
-    def of_scale(layer: int, scale: int, tau: float) -> tuple[tuple[int, ...], ...] | None:
-        if (layer, scale) not in maps:
-            return None
-        search = WindowSearch(tau, config.threshold, config.floors)
-        found = search_windows(maps[layer, scale] / rows, model.patch_nums, scale, search)
-        return tuple(tuple(int(w) for w in row) for row in found)
+    def of_layer(layer: int, tau: float) -> LayerWindows:
+        own = {scale: found / rows for (of, scale), found in maps.items() if of == layer}
+        if config.search == "balanced":
+            windows: Mapping[int, Widths] = balance_windows(own, model.patch_nums, tau)
+        else:
+            search = WindowSearch(tau, config.threshold, config.floors)
+            windows = {scale: search_windows(found, model.patch_nums, scale, search) for scale, found in own.items()}
+        return tuple(
+            tuple(tuple(int(w) for w in row) for row in windows[scale]) if scale in windows else None
+            for scale in range(len(model.patch_nums))
+        )
 
-    return tuple(
-        tuple(tuple(of_scale(layer, s, tau) for s in range(len(model.patch_nums))) for tau in config.taus)
-        for layer in range(model.depth)
-    )
+    return tuple(tuple(of_layer(layer, tau) for tau in config.taus) for layer in range(model.depth))

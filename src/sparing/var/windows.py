@@ -1,4 +1,4 @@
-r"""Multi-diagonal windowed attention: which pairs of tokens each head keeps, and how the windows are found.
+r"""Multi-diagonal windowed attention: which pairs of tokens each head keeps.
 
 R. Xie et al., *LiteVAR*, arXiv 2411.17178, 2024, section 4.1. The queries of a scale see one *segment* of keys for
 each scale so far. The oldest segments, the sink, stay visible; in the newer ones a query keeps a band of keys around
@@ -7,20 +7,16 @@ the place in raster order that corresponds to its own.
 | paper's symbol | name here |
 |---|---|
 | w | ``width``: keep (i, j) iff \|i·N_k/N_q − j\| < w |
-| τ | ``tau``: share of a segment's attention that its window must hold |
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from sparing.errors import ArgumentError, ShapeError
 
-__all__ = ["DENSE", "DROPPED", "WindowSearch", "band", "first_windowed", "kept_pairs", "scale_mask", "search_windows"]
+__all__ = ["DENSE", "DROPPED", "Widths", "band", "first_windowed", "kept_pairs", "needed_widths", "scale_mask"]
 
 DENSE, DROPPED = -1, 0
 _FIRST_SCALE = 3
@@ -51,6 +47,11 @@ def _distance(num_queries: int, num_keys: int) -> Widths:
     """Distances times `num_queries`: whole numbers, so that a pair at the very edge of a window is never in doubt."""
     distance: Widths = np.abs(np.arange(num_queries)[:, None] * num_keys - np.arange(num_keys) * num_queries)
     return distance
+
+
+def needed_widths(num_queries: int, num_keys: int) -> Widths:
+    """The smallest width that keeps each of (num_queries, num_keys) pairs."""
+    return _distance(num_queries, num_keys) // num_queries + 1
 
 
 def _check(patch_nums: Sequence[int], scale: int, widths: Widths) -> None:
@@ -113,60 +114,3 @@ def kept_pairs(patch_nums: Sequence[int], scale: int, widths: Widths | None) -> 
         counts = np.maximum(high - low + 1, 0).sum(0)
         total += np.where(row == DENSE, num_queries * num_keys, counts)
     return total
-
-
-@dataclass(frozen=True)
-class WindowSearch:
-    """How windows are found.
-
-    Attributes:
-        tau: share of a segment's attention that its window must hold.
-        threshold: entries of the attention map below this count as zero.
-        floors: a segment with less than this share of its rows' attention is dropped; one value, or one a scale.
-    """
-
-    tau: float = 0.95
-    threshold: float = 0.003
-    floors: tuple[float, ...] = (0.03,)
-
-    def floor(self, scale: int) -> float:
-        """Returns the floor of a scale; the last value serves all further scales."""
-        return self.floors[min(scale, len(self.floors) - 1)]
-
-
-def search_windows(attention: Tensor, patch_nums: Sequence[int], scale: int, search: WindowSearch) -> Widths:
-    """Finds the smallest windows that hold the wanted share of each segment's attention.
-
-    Args:
-        attention: (heads, N_q, keys so far) float, softmax rows: an average or a maximum over calibration images.
-        patch_nums: side of each scale.
-        scale: of the queries.
-        search: the wanted shares.
-
-    Returns:
-        (windowed segments, heads) int64, empty along the first axis for scales that stay dense.
-    """
-    first, num_queries = first_windowed(scale), patch_nums[scale] ** 2
-    ends = np.cumsum([p * p for p in patch_nums[: scale + 1]])
-    if attention.ndim != 3 or tuple(attention.shape[1:]) != (num_queries, ends[-1]):
-        raise ShapeError(
-            f"attention: expected (heads, {num_queries}, {ends[-1]}) for scale {scale}, got {tuple(attention.shape)}"
-        )
-    heads = attention.shape[0]
-    mass = attention.double().sum((1, 2))
-    kept = torch.where(attention < search.threshold, 0, attention).double()
-    widths = np.full((max(scale + 1 - first, 0), heads), DENSE, dtype=np.int64)
-    for row, segment in enumerate(range(first, scale + 1)):
-        num_keys = patch_nums[segment] ** 2
-        block = kept[:, :, int(ends[segment]) - num_keys : int(ends[segment])]
-        inside = block.sum((1, 2))
-        # A pair at distance d is kept from the width floor(d) + 1 on.
-        needed = torch.from_numpy(_distance(num_queries, num_keys) // num_queries + 1).to(block.device)
-        by_width = torch.zeros(heads, num_keys + 1, dtype=torch.float64, device=block.device)
-        by_width.index_add_(1, needed.flatten().clamp_max(num_keys), block.flatten(1))
-        enough = by_width.cumsum(1) >= search.tau * inside[:, None] - 1e-12
-        width = enough.int().argmax(1).clamp_min(1)
-        dropped = (inside / mass < search.floor(scale)) | (inside == 0)
-        width = torch.where(dropped, DROPPED, width)
-        widths[row] = torch.where(width >= num_keys, DENSE, width).cpu().numpy()
-    return widths

@@ -14,7 +14,7 @@ from sparing.var.divergence import CalibrationConfig, divergence  # noqa: E402
 from sparing.var.pipeline import weights_fingerprint  # noqa: E402
 from sparing.var.plan import CompressionPlan, with_options  # noqa: E402
 from sparing.var.sensitivity import load_sensitivity, measure_sensitivity  # noqa: E402
-from sparing.var.windows import WindowSearch, search_windows  # noqa: E402
+from sparing.var.window_search import WindowSearch, balance_windows, search_windows  # noqa: E402
 
 QUICK = CalibrationConfig(taus=(0.9, 0.5), num_images=3, batch_size=2)
 
@@ -55,9 +55,11 @@ def test_one_number_for_each_thing(pipe, found, data):
     assert divergence(pipe, plans, *data, config=QUICK) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("search", ["segment", "balanced"])
 @pytest.mark.parametrize("maps", ["average", "union"])
-def test_windows_hold_the_share_of_plain_maps(plain, tiny, pipe, data, maps):
-    config = QUICK.model_copy(update={"maps": maps, "sharing": None, "floors": (0.1,), "threshold": 0.01})
+def test_windows_hold_the_share_of_plain_maps(plain, tiny, pipe, data, maps, search):
+    changes = {"search": search, "maps": maps, "sharing": None, "floors": (0.1,), "threshold": 0.01}
+    config = QUICK.model_copy(update=changes)
     found = measure_sensitivity(pipe, config=config, data=data)
     model, tokens, labels = pipe.transformer.config, *data
     split = np.split(tokens.numpy(), model.scale_starts[1:-1], 1)
@@ -69,12 +71,15 @@ def test_windows_hold_the_share_of_plain_maps(plain, tiny, pipe, data, maps):
     q, k, _ = plain.qkv(state, 0, plain.layer_norm(x) * (1 + scale1) + shift1, model.num_heads)
     weights = plain.attention_map(q, k, mask)
     seen = weights.mean(0) if maps == "average" else weights.max(0)
+    starts = model.scale_starts
+    seen = {s: torch.from_numpy(seen[:, starts[s] : starts[s + 1], : starts[s + 1]]) for s in (3, 4, 5)}
     for i, tau in enumerate(config.taus):
-        for scale in (3, 4, 5):
-            begin, end = model.scale_starts[scale : scale + 2]
-            search = WindowSearch(tau, config.threshold, config.floors)
-            expected = search_windows(torch.from_numpy(seen[:, begin:end, :end]), model.patch_nums, scale, search)
-            assert found.windows[0][i][scale] == tuple(map(tuple, expected.tolist()))
+        rule = WindowSearch(tau, config.threshold, config.floors)
+        expected = {s: search_windows(own, model.patch_nums, s, rule) for s, own in seen.items()}
+        if search == "balanced":
+            expected = balance_windows(seen, model.patch_nums, tau)
+        for scale, widths in expected.items():
+            assert found.windows[0][i][scale] == tuple(map(tuple, widths.tolist()))
     assert found.share_divergence == ((), ())
 
 
@@ -194,8 +199,8 @@ def test_damaged_files(pipe, data, found, tmp_path, damage):
 
 
 def test_another_version(found, tmp_path):
-    (tmp_path / "cache.json").write_bytes(found.model_dump_json().encode().replace(b'"version":1', b'"version":2'))
-    with pytest.raises(VersionError, match=r"cache\.json: a saved sensitivity in version 2, expected 1"):
+    (tmp_path / "cache.json").write_bytes(found.model_dump_json().encode().replace(b'"version":2', b'"version":3'))
+    with pytest.raises(VersionError, match=r"cache\.json: a saved sensitivity in version 3, expected 2"):
         load_sensitivity(tmp_path / "cache.json")
 
 

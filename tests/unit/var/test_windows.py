@@ -1,26 +1,24 @@
-"""Windows: masks pair by pair in whole numbers, counts, and the search by trying every width."""
+"""Windows: masks pair by pair in whole numbers, and counts."""
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs sparing[vision]")
+pytest.importorskip("torch", reason="needs sparing[vision]")
 pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sparing.errors import ArgumentError, ShapeError  # noqa: E402
-from sparing.var.config import PATCH_NUMS_256, PATCH_NUMS_512, PATCH_NUMS_1024  # noqa: E402
-from sparing.var.windows import (  # noqa: E402
+from sparing.errors import ArgumentError, ShapeError
+from sparing.var.config import PATCH_NUMS_256, PATCH_NUMS_512, PATCH_NUMS_1024
+from sparing.var.windows import (
     DENSE,
     DROPPED,
-    WindowSearch,
     band,
     first_windowed,
     kept_pairs,
     scale_mask,
-    search_windows,
 )
 
 SIX = (1, 2, 3, 4, 6, 8)
@@ -121,91 +119,6 @@ def test_most_that_windows_can_remove(schedule, percent):
     assert 100 * (1 - kept / total) == pytest.approx(percent, abs=0.05)
 
 
-# --- the search
-
-
-def random_attention(seed, *, heads=3, scale=4, sharpness=3.0):
-    sizes = [p * p for p in SIX[: scale + 1]]
-    logits = sharpness * np.random.default_rng(seed).standard_normal((heads, sizes[-1], sum(sizes)))
-    for k, num_keys in enumerate(sizes):
-        # Nearer keys get more, in some heads.
-        near = np.abs(np.arange(sizes[-1])[:, None] * num_keys / sizes[-1] - np.arange(num_keys))
-        logits[:, :, sum(sizes[:k]) : sum(sizes[: k + 1])] -= np.arange(heads)[:, None, None] * near
-    e = np.exp(logits)
-    return e / e.sum(-1, keepdims=True)
-
-
-def brute_force(attention, scale, *, tau, threshold, floor):
-    """Tries widths one after the other, each with the explicit mask of its segment."""
-    sizes, heads = [p * p for p in SIX[: scale + 1]], len(attention)
-    first, found = first_windowed(scale), []
-    for segment in range(first, scale + 1):
-        begin, row = sum(sizes[:segment]), []
-        for head in range(heads):
-            block = attention[head, :, begin : begin + sizes[segment]]
-            block = np.where(block < threshold, 0, block)
-            if block.sum() == 0 or block.sum() / attention[head].sum() < floor:
-                row.append(DROPPED)
-                continue
-            for width in range(1, sizes[segment] + 1):
-                mask = explicit_band(sizes[scale], sizes[segment], width)
-                if (block * mask).sum() >= tau * block.sum():
-                    break
-            row.append(DENSE if mask.all() or width == sizes[segment] else width)
-        found.append(row)
-    return found
-
-
-@pytest.mark.parametrize("tau", [0.95, 0.8, 0.6])
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("scale", [3, 4, 5])
-def test_search_finds_the_smallest_width(tau, seed, scale):
-    attention = random_attention(seed, scale=scale)
-    search = WindowSearch(tau=tau, threshold=0.003, floors=(0.03,))
-    found = search_windows(torch.from_numpy(attention), SIX, scale, search)
-    assert found.dtype == np.int64
-    expected = np.array(brute_force(attention, scale, tau=tau, threshold=0.003, floor=0.03))
-    # A window that happens to keep every pair may be written as a width or as dense.
-    assert np.array_equal(scale_mask(SIX, scale, found), scale_mask(SIX, scale, expected))
-    assert found.shape == expected.shape
-    assert len(set(found.flatten().tolist())) > 1
-
-
-def test_search_of_dense_scales_is_empty():
-    for scale in range(3):
-        sizes = [p * p for p in SIX[: scale + 1]]
-        attention = torch.full((2, sizes[-1], sum(sizes)), 1 / sum(sizes))
-        assert search_windows(attention, SIX, scale, WindowSearch()).shape == (0, 2)
-
-
-def test_segments_below_the_floor_are_dropped():
-    scale, sizes = 3, [1, 4, 9, 16]
-    attention = torch.zeros(2, 16, 30)
-    attention[:, :, 0] = 0.9
-    for i in range(16):
-        attention[0, i, 14 + i] = 0.06
-        attention[0, i, 5] = 0.04
-        attention[1, i, 14 + i] = 0.1
-    assert sum(sizes) == 30
-    search = WindowSearch(tau=0.95, floors=(0.5, 0.5, 0.5, 0.05))
-    assert search_windows(attention, SIX, scale, search).tolist() == [[DROPPED, DROPPED], [1, 1]]
-    search = WindowSearch(tau=0.95, floors=(0.03,))
-    found = search_windows(attention, SIX, scale, search)
-    assert found[0, 1] == DROPPED, "an empty segment"
-    assert found[0, 0] != DROPPED
-    assert [WindowSearch(floors=(0.03, 0.1)).floor(scale) for scale in (0, 1, 7)] == [0.03, 0.1, 0.1]
-
-
-def test_small_entries_count_as_nothing():
-    attention = torch.zeros(1, 16, 30)
-    attention[..., 0] = 1 - 0.1 - 15 * 0.002
-    attention[..., 14:] = 0.002
-    for i in range(16):
-        attention[0, i, 14 + i] = 0.1
-    assert search_windows(attention, SIX, 3, WindowSearch())[1, 0] == 1
-    assert search_windows(attention, SIX, 3, WindowSearch(threshold=0.0))[1, 0] > 1
-
-
 @pytest.mark.parametrize(
     ("widths", "error", "words"),
     [
@@ -218,8 +131,3 @@ def test_bad_widths(widths, error, words):
     for function in (scale_mask, kept_pairs):
         with pytest.raises(error, match=words):
             function(SIX, 3, widths)
-
-
-def test_attention_of_another_shape():
-    with pytest.raises(ShapeError, match=r"expected \(heads, 16, 30\) for scale 3, got \(2, 16, 29\)"):
-        search_windows(torch.zeros(2, 16, 29), SIX, 3, WindowSearch())
