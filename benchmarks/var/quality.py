@@ -148,6 +148,17 @@ def tau_sweep(bench: Bench) -> list[dict[str, Any]]:
     return [{"tau": tau, **bench.measure(uniform_plan(found, tau=tau, first_shared=None))} for tau in PUBLISHED_TAUS]
 
 
+def window_rules(bench: Bench) -> list[dict[str, Any]]:
+    """Both rules for windows, the same τ in all layers, without drawing: what they remove and what that costs."""
+    rows = []
+    for rule, kind in (("balanced", "ours"), ("segment", "published windows")):
+        found = bench.sensitivity(kind)
+        for tau in found.config.taus:
+            plan = uniform_plan(found, tau=tau, first_shared=None)
+            rows.append({"rule": rule, "tau": tau, **bench.measure(plan, draw=False)})
+    return rows
+
+
 def sharing_variants(bench: Bench) -> list[dict[str, Any]]:
     """Sharing the map or the output from each scale on, in all layers."""
     rows = []

@@ -194,8 +194,22 @@ def _quality(results: Any) -> Section:
     text += ["", "### As it runs: integer products, cache and decoder in 8 bits (real)", ""]
     real = {"8 bits": results["real_int8"], "the shipped plan": results.get("shipped_plan")}
     text += table(["plan", *_FIGURES], [[name, *_figures(row)] for name, row in real.items() if row])
-    text += ["", "### Windows: one τ everywhere", ""]
+    text += ["", "### Windows as published: one τ for each segment of each head", ""]
     text += table(["τ", *_FIGURES], [[str(r["tau"]), *_figures(r)] for r in results["tau_sweep"]])
+    text += ["", "### The two rules for windows, one τ everywhere (without drawing)", ""]
+    text += table(
+        ["rule", "τ", "attention removed", *_FIGURES[-2:]],
+        [
+            [
+                r["rule"],
+                str(r["tau"]),
+                f"{r['attention_removed']:.1%}",
+                f"{r['cross_entropy']:.4f}",
+                f"{r['divergence']:.4f}",
+            ]
+            for r in results["window_rules"]
+        ],
+    )
     text += ["", "### Sharing across guidance, from a scale on, in all layers", ""]
     head = ["variant", "first scale", *_FIGURES]
     text += table(head, [[r["variant"], str(r["first_scale"]), *_figures(r)] for r in results["sharing_variants"]])
@@ -222,7 +236,7 @@ def _pictures(folder: Path, results: Any) -> None:
     series: dict[str, list[tuple[float, float]]] = {}
     for row in results["front"]:
         series.setdefault(row["kind"], []).append((100 * row["attention_removed"], row["frechet"]))
-    series["windows alone"] = [(100 * r["attention_removed"], r["frechet"]) for r in results["tau_sweep"]]
+    series["windows alone, as published"] = [(100 * r["attention_removed"], r["frechet"]) for r in results["tau_sweep"]]
     for variant in ("output", "map"):
         series[f"{variant} shared from a scale on"] = [
             (100 * r["attention_removed"], r["frechet"]) for r in results["sharing_variants"] if r["variant"] == variant

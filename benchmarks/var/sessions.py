@@ -57,6 +57,6 @@ def quality_session(options: argparse.Namespace) -> tuple[dict[str, Any], dict[s
     results["real_int8"] = quality.real_int8(bench)
     results["floor"] = quality.at_least(bench, FLOOR_REMOVED)
     results["floor_at_agreement"] = quality.at_least(bench, FLOOR_REMOVED, guidance=agreeing)
-    for name in ("tau_sweep", "sharing_variants", "front", "bit_table", "seven_layers"):
+    for name in ("tau_sweep", "window_rules", "sharing_variants", "front", "bit_table", "seven_layers"):
         results[name] = getattr(quality, name)(bench)
     return results, {"name": test.name, "samples": options.samples, "features": bench.features}
