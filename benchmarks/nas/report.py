@@ -16,7 +16,7 @@ def write_report(folder: Path) -> None:
         folder,
         "nas",
         "Architecture search under faults: results",
-        {"studies-cpu": _studies},
+        {"studies-cpu": _studies, "primitives-cpu": _primitives},
         head=["claim", "floor", "goal", "reached"],
         intro=[
             "Faults are *simulated*: accuracies are those of networks whose numbers were changed as the models say."
@@ -64,6 +64,21 @@ def _studies(results: Any) -> Section:
     if results["jobs_open"]:
         text.append(f"{results['jobs_open']} jobs are open.")
     return rows, text
+
+
+def _primitives(results: Any) -> Section:
+    text = [
+        "## Primitives, with as many parameters",
+        "",
+        f"Residual networks of one primitive, about {results['parameters']:,} parameters, as wide as that allows;",
+        f"{results['training']['epochs']} epochs under the fault.",
+        "",
+    ]
+    for study in dict.fromkeys(row["study"] for row in results["jobs"]):
+        text += [f"### {study}", "", *_networks([row for row in results["jobs"] if row["study"] == study]), ""]
+    if results["jobs_open"]:
+        text.append(f"{results['jobs_open']} jobs are open.")
+    return [], text
 
 
 def _networks(found: list[dict[str, Any]]) -> list[str]:

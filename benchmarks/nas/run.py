@@ -1,4 +1,5 @@
-"""Runs the architecture search benchmark: `python -m benchmarks.nas.run STAGE`; stages: studies; or all, or report.
+"""Runs the architecture search benchmark: `python -m benchmarks.nas.run STAGE`; stages: studies, primitives; or
+all, or report.
 
 `--tiny` runs it end to end in minutes, with figures that mean nothing.
 """
@@ -8,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks.nas import studies
+from benchmarks.nas import primitives, studies
 from benchmarks.nas.report import write_report
 from benchmarks.stages import Results, run_stages, stage_parser
 
-STAGES = ["studies"]
+STAGES = ["studies", "primitives"]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -31,8 +32,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def stage_results(stage: str, options: argparse.Namespace) -> Results:
-    """The studies' results, and what they read."""
-    return studies.measure(options)
+    """A stage's results, and what it read."""
+    return (studies if stage == "studies" else primitives).measure(options)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -162,7 +162,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
     Returns:
         What there is, and what was read.
     """
-    bench = _bench(options)
+    bench = open_bench(options)
     wanted = jobs(options)
     root = options.work / options.preset
 
@@ -229,7 +229,7 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
         told |= {"network": "searched", "genotype": genotype.model_dump(mode="json")}
     cost = network_cost(model, image_size=bench.image_size)
     told |= {"num_parameters": cost.num_parameters, "num_macs": cost.num_macs}
-    return told | _trained(bench, study, model, seed, folder)
+    return told | trained(bench, study, model, seed, folder)
 
 
 def _found(bench: Bench, folder: Path, job: str) -> Genotype:
@@ -239,7 +239,8 @@ def _found(bench: Bench, folder: Path, job: str) -> Genotype:
     return SearchResult.model_validate(row["result"]).genotype
 
 
-def _trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Path) -> dict[str, Any]:
+def trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Path) -> dict[str, Any]:
+    """Trains a network under a study's fault, with checkpoints in a folder, and measures it."""
     some = to_float(torch.from_numpy(bench.small_train.images[:CALIBRATION_IMAGES]))
     fixed_point_(model, some)
     result = train_classifier_(
@@ -262,7 +263,8 @@ def _trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Pa
     }
 
 
-def _bench(options: argparse.Namespace) -> Bench:
+def open_bench(options: argparse.Namespace) -> Bench:
+    """Reads the images."""
     train, test = open_images(options, tiny=160)
     size = preset_config(options.preset).image_size
     return Bench(options, train, test, downscaled(train, size), downscaled(test, size))
