@@ -17,26 +17,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from benchmarks.var.variants import PUBLISHED_TAUS, Variant
 from sparing.runs.atomic import replace_file
 from sparing.var.apply import apply_
-from sparing.var.calibrate import FrontPoint, plan_front, uniform_plan
-from sparing.var.config import LINEAR_KINDS
 from sparing.var.cost import attention_cost, model_cost
 from sparing.var.divergence import CalibrationConfig, divergence
-from sparing.var.formats import int8_precision, precision_plan
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
-from sparing.var.plan import CompressionPlan, LinearFormat
+from sparing.var.plan import CompressionPlan
 from sparing.var.quality import QualityReport, cross_entropy, draw_samples, frechet_distance, measure_quality
 from sparing.var.sensitivity import Sensitivity, measure_sensitivity
 from sparing.vision import ImageDataset, SavedClassifier, logits_and_features, penultimate_features
 
-GUIDANCES = (0.0, 1.5, 3.0, 4.0, 6.0)
-BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
-FC2_FORMATS = ("protected", "uniform")
-FC2_DUAL_FORMATS = ("dual_range", "dual_sqrt")  # at four bits, where they matter
-PUBLISHED_TAUS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 TAUS = (*CalibrationConfig().taus, 0.5, 0.4)
-FRONT_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 DIVERGENCE_IMAGES, CALIBRATION_IMAGES = 500, 128
 FIGURES = (
     "key",
@@ -66,20 +58,25 @@ class Bench:
     """The model, the judge and the real images."""
 
     pipe: VARPipeline
+    exact: VARPipeline
+    shipped: CompressionPlan | None
     classifier: SavedClassifier
     test: ImageDataset
     tokens: torch.Tensor
     calibration: tuple[torch.Tensor, torch.Tensor]
     samples: int
     seed: int
-    guidance: float
     work: Path
     known: dict[str, dict[str, Any]]
+    jobs: int | None
+    guidance: float = 1.5
+    strengths: tuple[float, ...] = ()
+    jobs_open: int = 0
 
     def __post_init__(self) -> None:
         self.model = self.pipe.transformer.config
         self.weights = weights_fingerprint(self.pipe.transformer)
-        self.labels = torch.from_numpy(self.test.labels)
+        self.labels = torch.from_numpy(self.test.labels[: len(self.tokens)])
         self.real = penultimate_features(self.classifier.model, self.test.images)
         self.features = f"penultimate layer of the classifier {self.classifier.meta.get('name', 'given')}"
         self.work.mkdir(parents=True, exist_ok=True)
@@ -103,129 +100,69 @@ class Bench:
         cache = self.work / f"sensitivity-{kind.replace(' ', '-')}-{self.weights}.json"
         return measure_sensitivity(self.pipe, config=config, data=self.calibration, cache=cache)
 
-    def measure(self, plan: CompressionPlan, *, guidance: float | None = None, draw: bool = True) -> dict[str, Any]:
-        """All figures of a plan; from the work folder where they are there already."""
-        guidance = self.guidance if guidance is None else guidance
-        about = [guidance, draw, self.samples, self.seed, self.features, str(self.pipe.transformer.head.weight.dtype)]
-        fields = [plan.model_dump_json(exclude={"notes"}), *about]
-        key = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
-        file = self.work / f"quality-{key}.json"
+    def rows(self, variants: list[Variant]) -> list[dict[str, Any]]:
+        """Measures variants; those that are not known, as long as jobs are left."""
+        found = []
+        for variant in variants:
+            figures = self._known(variant)
+            if figures is None and self.jobs == 0:
+                self.jobs_open += 1
+                continue
+            if figures is None:
+                self.jobs = None if self.jobs is None else self.jobs - 1
+                figures = self._measure(variant)
+            found.append({**variant.about, **figures})
+        return found
+
+    def _key(self, variant: Variant) -> str:
+        pipe = self.exact if variant.exact else self.pipe
+        dtype = str(pipe.transformer.head.weight.dtype)
+        about = [self._strength(variant), variant.draw, self.samples, self.seed, self.features, dtype]
+        fields = [variant.plan.model_dump_json(exclude={"notes"}), *about]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:20]
+
+    def _strength(self, variant: Variant) -> float:
+        return self.guidance if variant.guidance is None else variant.guidance
+
+    def _file(self, variant: Variant) -> Path:
+        return self.work / f"quality-{self._key(variant)}.json"
+
+    def _known(self, variant: Variant) -> dict[str, Any] | None:
+        """Figures in the work folder or in the result file."""
+        key, file = self._key(variant), self._file(variant)
         if file.is_file():
             return {"key": key, **json.loads(file.read_text())}
-        if key in self.known:
-            return self.known[key]
-        apply_(self.pipe, plan)
-        result: dict[str, Any] = {"guidance_scale": guidance}
-        if draw:
-            samples = draw_samples(self.pipe, self.samples, guidance_scale=guidance, seed=self.seed)
+        return self.known.get(key)
+
+    def _measure(self, variant: Variant) -> dict[str, Any]:
+        plan, strength, pipe = variant.plan, self._strength(variant), self.exact if variant.exact else self.pipe
+        apply_(pipe, plan)
+        result: dict[str, Any] = {"guidance_scale": strength}
+        if variant.draw:
+            samples = draw_samples(pipe, self.samples, guidance_scale=strength, seed=self.seed)
             classify = functools.partial(logits_and_features, self.classifier.model)
             report = measure_quality(samples, self.real, classify=classify, features=self.features)
             result |= dataclasses.asdict(report)
-        count = DIVERGENCE_IMAGES
-        tokens, labels = self.tokens[:count], self.labels[:count]
-        entropy = cross_entropy(self.pipe, tokens, labels)
+        entropy = cross_entropy(pipe, self.tokens, self.labels)
         sizes = np.array(self.model.scale_sizes)
         result["cross_entropy_by_scale"] = entropy.round(5).tolist()
         result["cross_entropy"] = float((entropy * sizes).sum() / sizes.sum())
-        result["divergence"] = divergence(self.pipe, [plan], tokens, labels, config=self.config())[0]
+        result["divergence"] = divergence(pipe, [plan], self.tokens, self.labels, config=self.config())[0]
         attention, whole = attention_cost(self.model, plan), model_cost(self.model, plan).macs
         result["attention_removed"], result["windows_removed"] = attention.removed, attention.windows_removed
         result["macs_removed"] = 1 - whole / model_cost(self.model).macs
-        with replace_file(file) as out:
+        with replace_file(self._file(variant)) as out:
             out.write(json.dumps(result).encode())
         print(json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}), flush=True)
-        return {"key": key, **result}
-
-
-def guidance_sweep(bench: Bench) -> list[dict[str, Any]]:
-    """The baseline at several strengths."""
-    return [bench.measure(bench.empty(), guidance=guidance) for guidance in GUIDANCES]
-
-
-def tau_sweep(bench: Bench) -> list[dict[str, Any]]:
-    """Windows alone, found as published: one τ for each segment of each head."""
-    found = bench.sensitivity("published windows")
-    return [{"tau": tau, **bench.measure(uniform_plan(found, tau=tau, first_shared=None))} for tau in PUBLISHED_TAUS]
-
-
-def window_rules(bench: Bench) -> list[dict[str, Any]]:
-    """Both rules for windows, the same τ in all layers, without drawing: what they remove and what that costs."""
-    rows = []
-    for rule, kind in (("balanced", "ours"), ("segment", "published windows")):
-        found = bench.sensitivity(kind)
-        for tau in found.config.taus:
-            plan = uniform_plan(found, tau=tau, first_shared=None)
-            rows.append({"rule": rule, "tau": tau, **bench.measure(plan, draw=False)})
-    return rows
-
-
-def sharing_variants(bench: Bench) -> list[dict[str, Any]]:
-    """Sharing the map or the output from each scale on, in all layers."""
-    rows = []
-    for variant, kind in (("output", "ours"), ("map", "shared map")):
-        found = bench.sensitivity(kind)
-        for first in range(0, len(bench.model.patch_nums), 2):
-            plan = uniform_plan(found, tau=None, first_shared=first)
-            rows.append({"variant": variant, "first_scale": first, **bench.measure(plan)})
-    return rows
-
-
-def front(bench: Bench) -> list[dict[str, Any]]:
-    """Plans with balanced windows and sharing chosen layer by layer, and the published form beside them."""
-    plans: list[FrontPoint] = plan_front(bench.sensitivity())
-    rows = []
-    for share in FRONT_SHARES:
-        point = next(p for p in plans if p.removed >= share)
-        rows.append({"kind": "chosen by layer", "predicted": point.predicted, **bench.measure(point.plan)})
-    found = bench.sensitivity("published windows")
-    for tau in PUBLISHED_TAUS[::2]:
-        plan = uniform_plan(found, tau=tau, first_shared=0)
-        rows.append({"kind": "one τ, output shared everywhere", "tau": tau, **bench.measure(plan)})
-    return rows
-
-
-def at_least(bench: Bench, removed: float, *, guidance: float | None = None) -> dict[str, Any]:
-    """The plan of least predicted divergence that removes so much, and its figures."""
-    meets = [point for point in plan_front(bench.sensitivity()) if point.removed >= removed]
-    point = min(meets, key=lambda p: p.predicted)
-    return {
-        "asked": removed,
-        "plan": point.plan.model_dump(mode="json"),
-        **bench.measure(point.plan, guidance=guidance),
-    }
-
-
-def bit_table(bench: Bench) -> list[dict[str, Any]]:
-    """Weights and activations in few bits, fc2 protected or in one of three formats; simulated."""
-    rows = []
-    for weight_bits, activation_bits in BITS:
-        for name in (*FC2_FORMATS, *(FC2_DUAL_FORMATS if (weight_bits, activation_bits) == (4, 4) else ())):
-            form = None
-            if name != "protected":
-                form = LinearFormat(weight_bits=weight_bits, activation_bits=activation_bits, input_format=name)
-            precision = precision_plan(
-                bench.model, weight_bits=weight_bits, activation_bits=activation_bits, fc2=form, attention_bits=8
-            )
-            figures = bench.measure(bench.empty(precision=precision))
-            rows.append({"weight_bits": weight_bits, "activation_bits": activation_bits, "fc2": name, **figures})
-    return rows
-
-
-def seven_layers(bench: Bench) -> list[dict[str, Any]]:
-    """Four bits in one kind of linear layer at a time; simulated."""
-    rows = []
-    for kind in LINEAR_KINDS:
-        form = LinearFormat(weight_bits=4, activation_bits=4) if kind == "fc2" else None
-        precision = precision_plan(bench.model, weight_bits=4, activation_bits=4, kinds=(kind,), fc2=form)
-        if not precision.linears:
-            continue
-        rows.append({"kind": kind, **bench.measure(bench.empty(precision=precision), draw=False)})
-    return rows
+        return {"key": self._key(variant), **result}
 
 
 def reconstruction(bench: Bench) -> dict[str, Any]:
-    """The test images through the tokenizer and back: no drawn image can be expected to be nearer."""
-    tokenizer, images = bench.pipe.tokenizer, torch.from_numpy(bench.test.images)
+    """The test images through the tokenizer and back: no drawn image can be expected to be nearer. Measured once."""
+    file = bench.work / "reconstruction.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text()))
+    tokenizer, images = bench.exact.tokenizer, torch.from_numpy(bench.test.images)
     rebuilt = []
     for part in images.split(100):
         with torch.inference_mode():
@@ -234,12 +171,10 @@ def reconstruction(bench: Bench) -> dict[str, Any]:
     again = torch.cat(rebuilt)
     errors = (again.float() - images.float()).square().mean((1, 2, 3)).clamp(min=1e-9)
     features = penultimate_features(bench.classifier.model, again.numpy())
-    return {
+    found = {
         "psnr_db": float((10 * torch.log10(255**2 / errors)).mean()),
         "frechet": frechet_distance(bench.real, features),
     }
-
-
-def real_int8(bench: Bench) -> dict[str, Any]:
-    """Integer products, an eight-bit cache and an eight-bit decoder, as they are run."""
-    return bench.measure(bench.empty(precision=int8_precision(bench.model)))
+    with replace_file(file) as out:
+        out.write(json.dumps(found).encode())
+    return found

@@ -32,6 +32,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--classifier", type=Path, default=Path("benchmarks/var/judge.safetensors"), help="quality: the judge"
     )
+    parser.add_argument("--jobs", type=int, help="quality: stop after so many new variants; default: all")
     parser.add_argument("--samples", type=int, default=10_000)
     return parser.parse_args(arguments)
 
