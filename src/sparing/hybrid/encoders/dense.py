@@ -8,14 +8,7 @@ from numpy.typing import NDArray
 
 from sparing.errors import FormatError
 from sparing.hybrid.encoders.batches import checked_texts, run_in_batches
-from sparing.hybrid.encoders.model import (
-    autocast,
-    check_sha256,
-    load_model,
-    model_sha256,
-    resolve_model,
-    resolve_precision,
-)
+from sparing.hybrid.encoders.model import autocast, open_model
 from sparing.hybrid.encoders.settings import DenseSettings
 from sparing.runs.progress import Progress
 
@@ -51,13 +44,8 @@ class DenseEncoder:
     def __init__(self, settings: DenseSettings | str, *, device: str | None = None) -> None:
         if isinstance(settings, str):
             settings = DenseSettings(model=settings)
-        folder = resolve_model(settings.model)
-        sha256 = model_sha256(folder)
-        check_sha256(settings.model, expected=settings.sha256, got=sha256)
-        self._model = load_model("SentenceTransformer", folder, device=device, max_tokens=settings.max_tokens)
+        self._model, self._settings = open_model("SentenceTransformer", settings, device=device)
         self._device = str(self._model.device)
-        precision = resolve_precision(settings.precision, self._device)
-        self._settings = settings.model_copy(update={"sha256": sha256, "precision": precision})
 
     @property
     def settings(self) -> DenseSettings:

@@ -6,10 +6,10 @@ import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparing.errors import ArgumentError, FormatError, MissingExtraError
-from sparing.hybrid.encoders.settings import Precision
+from sparing.hybrid.encoders.settings import ModelSettings, Precision
 
 __all__ = [
     "HUB_PREFIX",
@@ -17,6 +17,7 @@ __all__ = [
     "check_sha256",
     "load_model",
     "model_sha256",
+    "open_model",
     "resolve_model",
     "resolve_precision",
 ]
@@ -26,6 +27,8 @@ _HASHED_SUFFIXES = {".safetensors", ".bin", ".pt", ".json", ".txt", ".model"}
 _IGNORED_FOLDERS = {"onnx", "openvino"}
 _CHUNK_BYTES = 1 << 20
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, pickle.UnpicklingError)
+
+_Settings = TypeVar("_Settings", bound=ModelSettings)
 
 _log = logging.getLogger(__name__)
 
@@ -214,3 +217,26 @@ def load_model(kind: str, folder: Path, *, device: str | None, max_tokens: int |
         model.max_seq_length = max_tokens
     _log.debug("loaded %s from %s on %s", kind, folder, device)
     return model
+
+
+def open_model(kind: str, settings: _Settings, *, device: str | None) -> tuple[Any, _Settings]:
+    """Finds, checks and loads the model of an encoder's settings.
+
+    Args:
+        kind: as :func:`load_model` takes it.
+        settings: the model and how to run it.
+        device: a torch device name; None takes the first CUDA device if there is one, else the CPU.
+
+    Returns:
+        The model, and the settings with checksum and precision filled in.
+
+    Raises:
+        ArgumentError, FormatError, MissingExtraError: as :func:`resolve_model`, :func:`check_sha256` and
+            :func:`load_model`.
+    """
+    folder = resolve_model(settings.model)
+    sha256 = model_sha256(folder)
+    check_sha256(settings.model, expected=settings.sha256, got=sha256)
+    model = load_model(kind, folder, device=device, max_tokens=settings.max_tokens)
+    precision = resolve_precision(settings.precision, str(model.device))
+    return model, settings.model_copy(update={"sha256": sha256, "precision": precision})

@@ -10,6 +10,7 @@ __all__ = [
     "BM25Settings",
     "DenseSettings",
     "EncoderSettings",
+    "ModelSettings",
     "Precision",
     "SpladeSettings",
     "one_line",
@@ -42,14 +43,16 @@ class BM25Settings(_Settings):
     min_token_length: int = Field(2, ge=1, le=64)
 
 
-class _ModelSettings(_Settings):
+class ModelSettings(_Settings):
+    """What the settings of all encoders with a model share; see :class:`DenseSettings`."""
+
     model: str = Field(min_length=1)
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     max_tokens: int | None = Field(None, ge=3)
     precision: Precision = "auto"
 
 
-class DenseSettings(_ModelSettings):
+class DenseSettings(ModelSettings):
     """Settings of :class:`~sparing.hybrid.encoders.DenseEncoder`.
 
     Attributes:
@@ -62,7 +65,7 @@ class DenseSettings(_ModelSettings):
     kind: Literal["dense"] = "dense"
 
 
-class SpladeSettings(_ModelSettings):
+class SpladeSettings(ModelSettings):
     """Settings of :class:`~sparing.hybrid.encoders.SpladeEncoder`; see :class:`DenseSettings`.
 
     Attributes:
