@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from sparing.faults.campaign_result import RESULT_FILE, CampaignConfig, Campaign
 from sparing.faults.injection import inject
 from sparing.faults.portable import network_from_bytes, network_to_bytes
 from sparing.runs.executors import Shared, WorkExecutor, open_executor
+from sparing.runs.modes import evaluating
 from sparing.runs.progress import Progress
 
 __all__ = ["Batches", "check_batches", "example_images", "run_points"]
@@ -121,7 +122,7 @@ def run_points(
         "config": config.model_dump(mode="json"),
         **identity,
     }
-    with contextlib.ExitStack() as stack, _evaluation_mode(model):
+    with contextlib.ExitStack() as stack, evaluating(model):
         files = None if folder is None else stack.enter_context(CampaignFolder(folder, campaign))
         clean = _clean_predictions(model, batches, files)
         counts = DrawCounts(points, config, num_images=len(clean), progress=progress)
@@ -150,7 +151,7 @@ def run_points(
 def _try_out(model: nn.Module, batches: Batches, points: Sequence[FaultPoint], config: CampaignConfig) -> None:
     """Meets errors in the arguments before a folder is tied to them."""
     images, labels = batches[0]
-    with _evaluation_mode(model):
+    with evaluating(model):
         _predictions(model, [(images[:1], labels[:1])])
         for point in points:
             if point.fault is not None:
@@ -217,17 +218,6 @@ def example_images(model: nn.Module, batches: Batches) -> Tensor:
 def _device(model: nn.Module) -> torch.device:
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def check_batches(batches: Batches) -> None:

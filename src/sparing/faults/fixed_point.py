@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -17,11 +18,11 @@ from sparing.faults.sites import (
     FaultSite,
     check_images,
     check_model,
-    evaluating,
     fault_sites,
     fixed_point_features,
 )
 from sparing.quant.packing import Int8Layer
+from sparing.runs.modes import evaluating
 
 __all__ = ["calibrate_", "fixed_point_", "is_fixed_point", "remove_fixed_point_"]
 
@@ -91,7 +92,7 @@ def calibrate_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> None:
     found = fixed_point_features(model)
     before = [(features, features.peak.clone(), features.step.clone()) for _, features in found]
     try:
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             for features, _, _ in before:
                 features.restart_()
             for batch in _as_batches(images):

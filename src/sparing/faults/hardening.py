@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, NonFiniteError
-from sparing.faults.sites import check_images, check_model, evaluating, fault_sites
+from sparing.faults.sites import check_images, check_model, fault_sites
+from sparing.runs.modes import evaluating
 
 __all__ = ["RangeClip", "clip_ranges_", "remove_range_clips_"]
 
@@ -101,7 +102,7 @@ def clip_ranges_(
             clips.append(RangeClip(beyond=beyond, quantile=quantile, device=device))
             module.add_module(_CHILD, clips[-1])
             module.register_forward_hook(_clip_output)
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 model(batch)
         for place, clip in zip(places, clips, strict=True):

@@ -2,8 +2,8 @@
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,12 +16,12 @@ from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
 from sparing.faults.number_format import FixedPointFeatures, exponent_of
 from sparing.quant import Int8Conv2d, Int8Linear
 from sparing.quant.packing import Int8Layer
+from sparing.runs.modes import evaluating
 
 __all__ = [
     "FaultSite",
     "check_images",
     "check_model",
-    "evaluating",
     "fault_sites",
     "fixed_point_features",
     "select_sites",
@@ -172,19 +172,6 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; each module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def check_images(images: Tensor, name: str) -> None:
     """Refuses what is no batch.
 
@@ -258,7 +245,7 @@ def _trace(model: nn.Module, example: Tensor) -> dict[str, tuple[str, tuple[int,
                 taken.setdefault(name, []).append(layer)
                 keep(layer, name, output)
 
-    with ExitStack() as stack, evaluating(model):
+    with ExitStack() as stack, evaluating(model), torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, _CONVOLUTIONS):
                 handle = module.register_forward_hook(lambda _, __, output, name=name: after_layer(name, output))

@@ -12,8 +12,9 @@ from sparing.errors import ArgumentError
 from sparing.faults.hits import Hits, hit_, put_back_
 from sparing.faults.models import SingleFault
 from sparing.faults.number_format import FixedPointWeight, exponent_of, step_of_exponent
-from sparing.faults.sites import evaluating, stored_weight
+from sparing.faults.sites import stored_weight
 from sparing.quant.packing import Int8Layer
+from sparing.runs.modes import evaluating
 
 __all__ = ["StoredWeight"]
 
@@ -153,7 +154,7 @@ def _parametrizations(layer: nn.Module) -> list[nn.Module]:
 def _before_last(parts: list[nn.Module], tensor: Tensor) -> Tensor:
     """What the last parametrization gets."""
     for part in parts[:-1]:
-        with evaluating(part):
+        with evaluating(part), torch.no_grad():
             tensor = part(tensor)
     return tensor
 

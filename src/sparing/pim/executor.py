@@ -16,6 +16,7 @@ from sparing.pim.datapath import layer_sums
 from sparing.pim.mapping import LayerMapping, NetworkMapping
 from sparing.pim.nonideal import NetworkCells
 from sparing.pim.readout import LayerProgram, layer_program
+from sparing.runs.modes import evaluating
 
 __all__ = ["execute", "executing"]
 
@@ -75,21 +76,17 @@ def executing(
         own = None if cells is None else cells[name]
         program = layer_program(layer, adc, cells=own, fast=fast, device=device)
         planned.append((module, _forward(module, program)))
-    training = [module for module in model.modules() if module.training]
     before = [(module, module.__dict__.get("forward")) for module, _ in planned]
     try:
-        model.eval()
         for module, forward in planned:
             module.forward = forward
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
         for module, forward_before in before:
             module.__dict__.pop("forward", None)
             if forward_before is not None:
                 module.forward = forward_before
-        for module in training:
-            module.training = True
 
 
 def _forward(module: nn.Conv2d | nn.Linear, program: LayerProgram) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,6 @@ milliseconds. Which layer feeds which is followed through whatever lies between:
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from sparing.errors import ArgumentError, ShapeError
 from sparing.pim.shapes import LayerShape, NetworkShape, SkippedLayer
 from sparing.pim.steps import Step, pooling_or_sum
+from sparing.runs.modes import evaluating
 
 __all__ = ["LayerShape", "NetworkShape", "SkippedLayer", "trace_layers"]
 
@@ -90,7 +90,7 @@ def _run(model: nn.Module, x: Tensor) -> "_Recorder":
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [recorder.hook(name, module) for name, module in layers]
     try:
-        with _evaluation_mode(model), torch.no_grad(), recorder:
+        with evaluating(model), torch.no_grad(), recorder:
             recorder.sources[x] = recorder.feeds[x] = frozenset([""])
             model(x)
     finally:
@@ -193,17 +193,6 @@ def _pair(value: Any) -> tuple[int, int]:
 def _same(module: nn.Conv2d) -> tuple[int, int]:
     (dh, dw), (kh, kw) = _pair(module.dilation), _pair(module.kernel_size)
     return dh * (kh - 1) // 2, dw * (kw - 1) // 2
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _skipped(model: nn.Module, recorder: _Recorder) -> Iterator[SkippedLayer]:

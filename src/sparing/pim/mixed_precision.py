@@ -20,6 +20,7 @@ from sparing.pim.design import LayerDesign, NetworkDesign, layer_grid
 from sparing.pim.layers import NetworkShape
 from sparing.pim.quantization import dequantize_, quantize_
 from sparing.pim.quantized_layers import quantized_layers, stored_weight
+from sparing.runs.modes import evaluating
 
 __all__ = ["BitSensitivity", "hessian_traces", "measure_bit_sensitivity", "mixed_precision_design"]
 
@@ -78,18 +79,14 @@ def hessian_traces(
     if len({id(parameter) for parameter in stored}) < len(stored):
         raise ArgumentError("layers: expected each stored weight once, got one twice")
     asked = [parameter.requires_grad for parameter in stored]
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
         for parameter in stored:
             parameter.requires_grad_()
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             return _hutchinson(model, images, labels, stored, num_samples, seed)
     finally:
         for parameter, before in zip(stored, asked, strict=True):
             parameter.requires_grad_(before)
-        for module in training:
-            module.training = True
 
 
 def measure_bit_sensitivity(

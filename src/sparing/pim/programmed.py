@@ -18,6 +18,7 @@ from sparing.errors import ArgumentError
 from sparing.pim.mapping import LayerMapping, NetworkMapping
 from sparing.pim.nonideal import NetworkCells
 from sparing.pim.quantized_layers import QuantizedLayer, quantized_layers
+from sparing.runs.modes import evaluating
 
 __all__ = ["cell_weights", "programmed"]
 
@@ -48,18 +49,14 @@ def programmed(model: nn.Module, mapping: NetworkMapping, cells: NetworkCells) -
         layer = _quantized(name, own, quantized.get(name))
         held = torch.from_numpy(cell_weights(own, cells[name]).T.copy()).to(layer.stored.device)
         planned.append((layer.weights, held.view(layer.weights.shape).to(layer.stored.dtype)))
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
         for weights, held in planned:
             weights.held = held
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
         for weights, _ in planned:
             weights.held = None
-        for module in training:
-            module.training = True
 
 
 def cell_weights(mapping: LayerMapping, cells: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from sparing.pim.epitome import Epitome, repetition_map
 from sparing.pim.input_quantizer import InputQuantizer
 from sparing.pim.quantized_layers import INPUT_QUANTIZER, QuantizedLayer, quantized_layers, stored_weight, weight_parts
 from sparing.quant.ranges import check_finite
+from sparing.runs.modes import evaluating
 
 __all__ = ["calibrate_inputs_", "dequantize_", "quantize_"]
 
@@ -207,15 +208,12 @@ def _drop_input_quantizer_(module: nn.Module) -> None:
 
 @contextmanager
 def _observing(model: nn.Module, quantizers: Iterable[InputQuantizer]) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
     observed = list(quantizers)
-    model.eval()
     for quantizer in observed:
         quantizer.observing = True
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for quantizer in observed:
             quantizer.observing = False
-        for module in training:
-            module.training = True

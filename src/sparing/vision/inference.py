@@ -1,7 +1,6 @@
 """What a classifier says about images: logits, accuracy, and the features of its last layer but one."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, DtypeError, ShapeError
+from sparing.runs.modes import evaluating
 from sparing.vision._settings import Precision, resolve_precision
 from sparing.vision.augment import to_float
 from sparing.vision.datasets import ImageDataset
@@ -123,17 +123,6 @@ def logits_and_features(
     return logits.float().cpu().numpy(), features
 
 
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _in_batches(
     model: nn.Module,
     function: Callable[[Tensor], Any],
@@ -155,7 +144,7 @@ def _in_batches(
     half = resolve_precision(precision, device) == "bfloat16"
     rows = []
     with (
-        _evaluation_mode(model),
+        evaluating(model),
         torch.no_grad(),
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=half),
     ):
