@@ -30,7 +30,7 @@ def test_it_draws_with_its_plan_nearly_what_it_draws_without():
     pipe = VARPipeline.from_pretrained("cifar10")
     plan = pipe.plan
     assert pipe.class_names[8] == "ship"
-    assert attention_cost(pipe.transformer.config, plan).removed > 0.6
+    assert attention_cost(pipe.transformer.config, plan).removed > 0.5
     labels = torch.arange(10)
     less = pipe(labels, guidance_scale=3.0, seed=1)
     remove_(pipe)
