@@ -88,6 +88,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         "share": SHARE,
         "training": bench.training(0).model_dump(mode="json"),
         "images": options.images,
+        "draws": options.draws,  # None: as each study says
     }
     names = PRIMITIVES[::3] if options.tiny else PRIMITIVES
     wanted = [(study, seed, name) for seed in options.seeds for study in STUDY_NAMES for name in names]

@@ -172,6 +172,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         "share": SHARE,
         "training": bench.training(0).model_dump(mode="json"),
         "images": options.images,
+        "draws": options.draws,  # None: as each study says
     }
     todo = []
     for name, seed, job in wanted:

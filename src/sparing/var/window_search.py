@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparing.errors import ArgumentError, ShapeError
+from sparing.errors import ArgumentError, NonFiniteError, ShapeError
 from sparing.var.windows import DENSE, DROPPED, Widths, first_windowed, needed_widths
 
 __all__ = ["WindowSearch", "balance_windows", "search_windows"]
@@ -54,6 +54,10 @@ def search_windows(attention: Tensor, patch_nums: Sequence[int], scale: int, sea
 
     Returns:
         (windowed segments, heads) int64, empty along the first axis for scales that stay dense.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the map.
+        ShapeError: a map of another shape.
     """
     first, heads = first_windowed(scale), attention.shape[0]
     _check_attention(attention, patch_nums, scale)
@@ -90,6 +94,7 @@ def balance_windows(attention: Mapping[int, Tensor], patch_nums: Sequence[int], 
 
     Raises:
         ArgumentError: τ out of range, or a scale without windows.
+        NonFiniteError: NaN or infinity in a map.
         ShapeError: a map of another shape.
     """
     if not 0 < tau <= 1:
@@ -133,6 +138,8 @@ def _check_attention(attention: Tensor, patch_nums: Sequence[int], scale: int) -
         raise ShapeError(
             f"attention: expected (heads, {expected[0]}, {expected[1]}) for scale {scale}, got {tuple(attention.shape)}"
         )
+    if not bool(attention.isfinite().all()):
+        raise NonFiniteError(f"attention: scale {scale}: expected finite shares, got NaN or infinity")
 
 
 def _segment(attention: Tensor, patch_nums: Sequence[int], segment: int) -> Tensor:

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="needs sparing[vision]")
 pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
-from sparing.errors import ArgumentError, ShapeError  # noqa: E402
+from sparing.errors import ArgumentError, NonFiniteError, ShapeError  # noqa: E402
 from sparing.var.window_search import WindowSearch, balance_windows, search_windows  # noqa: E402
 from sparing.var.windows import DENSE, DROPPED, band, first_windowed, kept_pairs, scale_mask  # noqa: E402
 
@@ -157,6 +157,10 @@ def test_all_attention_needs_all_pairs_and_none_of_the_windowed_needs_none():
 def test_balanced_windows_of_what_does_not_fit():
     with pytest.raises(ShapeError, match=r"expected \(heads, 16, 30\) for scale 3"):
         balance_windows({3: torch.zeros(2, 16, 29)}, SIX, 0.9)
+    with pytest.raises(NonFiniteError, match="scale 3: expected finite"):
+        balance_windows({3: torch.full((2, 16, 30), float("nan"))}, SIX, 0.9)
+    with pytest.raises(NonFiniteError, match="scale 3: expected finite"):
+        search_windows(torch.full((2, 16, 30), float("nan")), SIX, 3, WindowSearch())
     with pytest.raises(ArgumentError, match="scales with windows, got scale 1"):
         balance_windows({1: torch.zeros(2, 4, 5)}, SIX, 0.9)
     for tau in (0.0, 1.5, float("nan")):
