@@ -113,7 +113,8 @@ nb::dict sizes_of(const Index &index) {
         nb::dict out;
         out["ids"] = s.ids.bytes();
         out["deleted"] = s.deleted.bytes();
-        out["records"] = s.records.bytes();
+        out["heads"] = s.heads.bytes();
+        out["tails"] = s.tails.bytes();
         out["dense"] = s.dense.bytes();
         out["row_begin"] = s.row_begin.bytes();
         out["terms"] = s.terms.bytes();
@@ -135,7 +136,8 @@ nb::dict arrays_of(const Index &index) {
         nb::dict out;
         out["ids"] = copy_out(s.ids);
         out["deleted"] = copy_out(s.deleted);
-        out["records"] = copy_out(s.records);
+        out["heads"] = copy_out(s.heads);
+        out["tails"] = copy_out(s.tails);
         out["dense"] = copy_out(s.dense);
         out["row_begin"] = copy_out(s.row_begin);
         out["terms"] = copy_out(s.terms);
@@ -318,7 +320,11 @@ NB_MODULE(_core, m) {
         .def("__len__", &Index::size)
         .def("__contains__", &Index::contains)
         .def_prop_ro("num_deleted", &Index::num_deleted)
-        .def_prop_ro("record_bytes", [](const Index &index) { return index.storage().layout.stride(); })
+        .def_prop_ro("record_bytes",
+                     [](const Index &index) {
+                         const CodeLayout &layout = index.storage().layout;
+                         return layout.head_stride() + layout.tail_stride();
+                     })
         .def(
             "add",
             [](Index &index, Array1<int64_t> ids, std::optional<Array2<float>> dense,
@@ -366,7 +372,8 @@ NB_MODULE(_core, m) {
                                        filter.has_value(), exact, num_threads, out);
                 }
                 return nb::make_tuple(to_numpy(std::move(ids), {count, k}), to_numpy(std::move(scores), {count, k}),
-                                      out.counts.hops, out.counts.dense, out.counts.sparse, out.counts.exact);
+                                      out.counts.hops, out.counts.heads, out.counts.dense, out.counts.sparse,
+                                      out.counts.exact);
             },
             nb::arg("count"), nb::arg("dense").none(), nb::arg("row_begin").none(), nb::arg("terms").none(),
             nb::arg("values").none(), nb::arg("weights"), nb::arg("k"), nb::arg("beam"), nb::arg("query_terms"),
@@ -378,8 +385,15 @@ NB_MODULE(_core, m) {
             [](const Config &config, nb::dict arrays, bool borrow) {
                 SavedArrays saved;
                 auto ids = nb::cast<Array1<int64_t>>(arrays["ids"]);
-                auto deleted = nb::cast<Array1<uint8_t>>(arrays["deleted"]),
-                     records = nb::cast<Array1<uint8_t>>(arrays["records"]);
+                auto deleted = nb::cast<Array1<uint8_t>>(arrays["deleted"]);
+                saved.has_records = arrays.contains("heads");
+                Array1<uint8_t> heads, tails;
+                if (saved.has_records) {
+                    heads = nb::cast<Array1<uint8_t>>(arrays["heads"]);
+                    tails = nb::cast<Array1<uint8_t>>(arrays["tails"]);
+                    saved.heads = span_of(heads);
+                    saved.tails = span_of(tails);
+                }
                 auto norms = nb::cast<Array1<float>>(arrays["norms"]);
                 auto row_begin = nb::cast<Array1<uint64_t>>(arrays["row_begin"]);
                 auto links = nb::cast<Array1<uint32_t>>(arrays["links"]),
@@ -387,7 +401,6 @@ NB_MODULE(_core, m) {
                      seeds = nb::cast<Array1<uint32_t>>(arrays["seeds"]);
                 saved.ids = span_of(ids);
                 saved.deleted = span_of(deleted);
-                saved.records = span_of(records);
                 span_of(arrays, "dense", saved.dense);
                 span_of(arrays, "values", saved.values);
                 span_of(arrays, "terms", saved.terms);

@@ -24,8 +24,8 @@ struct Worker {
 void load_query(const Storage &storage, uint32_t item, RowMemory &memory, Query &query) {
     const Config &config = storage.config;
     const SparseRow row = config.doc_terms == 0 ? storage.sparse_row(item, memory) : SparseRow{};
-    query_from_record(storage.layout, storage.record(item), config.dense_weight, config.sparse_weight * config.scale,
-                      row, query);
+    query_from_records(storage.layout, storage.head(item), storage.tail(item), config.dense_weight,
+                       config.sparse_weight * config.scale, row, query);
 }
 
 Ranking ranking_of(const Storage &storage) { return {storage.config.similarity, storage.norms.data()}; }
@@ -71,8 +71,7 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
         if (open.empty() || kept == degree) break;
         load_query(storage, chosen, worker.row, worker.other);
         worker.scores.resize(open.size());
-        kernels().score_codes(storage.view(), worker.other, Stage::Hybrid, open.data(), open.size(),
-                              worker.scores.data());
+        score_codes(kernels(), storage.view(), worker.other, open.data(), open.size(), worker.scores.data());
         size_t left = 0;
         for (size_t i = 0; i < open.size(); ++i) {
             if (nearness(worker.scores[i], chosen, open[i]) < worker.own_scores[i]) {
@@ -98,8 +97,7 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
 
 void score_items(const Storage &storage, const std::vector<uint32_t> &items, Worker &worker) {
     worker.scores.resize(items.size());
-    kernels().score_codes(storage.view(), worker.query, Stage::Hybrid, items.data(), items.size(),
-                          worker.scores.data());
+    score_codes(kernels(), storage.view(), worker.query, items.data(), items.size(), worker.scores.data());
     worker.candidates.clear();
     for (size_t i = 0; i < items.size(); ++i) worker.candidates.push_back({worker.scores[i], items[i]});
 }
@@ -123,8 +121,8 @@ void link_forward(const Storage &storage, const Links &links, uint32_t item, siz
                           });
         worker.query.seed_terms.resize(top);
         for (size_t i = 0; i < top; ++i) worker.query.seed_terms[i] = sparse.terms[order[i]];
-        walk(storage, links, worker.query, ranking_of(storage), storage.config.build_beam, storage.config.two_stage,
-             worker.scratch, worker.counts);
+        walk(storage, links, worker.query, ranking_of(storage), storage.config.build_beam, worker.scratch,
+             worker.counts);
         std::vector<uint32_t> items;
         for (const Candidate &c : worker.scratch.pool) items.push_back(c.item);
         // Links that others made to this item before its turn.

@@ -2,6 +2,7 @@
 #include "sparing/codes.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
@@ -10,63 +11,60 @@ namespace {
 
 constexpr float kTiny = 1e-30F; ///< smaller parts count as absent in traversal: their steps would underflow
 
-/// Step that minimises the squared error of `levels` symmetric levels over a few candidates.
-float best_step(const float *x, size_t dim, int bits) {
-    double sum = 0;
-    float peak = 0;
-    for (size_t i = 0; i < dim; ++i) {
-        sum += double{x[i]} * x[i];
-        peak = std::max(peak, std::fabs(x[i]));
-    }
-    if (peak < kTiny) return 0;
-    const float half = static_cast<float>((1 << (bits - 1))) - 0.5F;
-    if (bits == 8) return peak / 127.F;
-    const float sigma = static_cast<float>(std::sqrt(sum / static_cast<double>(dim)));
-    float best = peak / half;
-    double best_error = -1;
-    for (const float clip : {1.8F, 2.1F, 2.4F, 2.7F, 3.1F, 3.6F}) {
-        const float step = std::min(peak, sigma * clip) / half;
-        double error = 0;
-        for (size_t i = 0; i < dim; ++i) {
-            const float level = std::clamp(std::floor(x[i] / step), -half - 0.5F, half - 0.5F) + 0.5F;
-            const double e = double{x[i]} - double{level} * step;
-            error += e * e;
-        }
-        if (best_error < 0 || error < best_error) best_error = error, best = step;
-    }
-    return best;
+float largest(const float *x, size_t n) {
+    float lanes[16] = {}; // lanes, so that a compiler keeps them in registers
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t j = 0; j < 16; ++j) lanes[j] = std::fabs(x[i + j]) > lanes[j] ? std::fabs(x[i + j]) : lanes[j];
+    for (; i < n; ++i) lanes[0] = std::max(lanes[0], std::fabs(x[i]));
+    return *std::max_element(lanes, lanes + 16);
 }
+
+bool bit_of(const uint8_t *plane, size_t i) { return (plane[i / 8] >> (i % 8) & 1U) != 0; }
 
 /// Code of dimension i minus its zero point, doubled where that is a half: an integer from -127 to 127.
-int signed_code(const CodeLayout &layout, const uint8_t *record, size_t i) {
-    const size_t lane = i % 128;
-    if (layout.dense == DenseCode::Int8) return int{record[i]} - 128;
-    const uint8_t pair = record[i / 128 * 64 + lane % 64];
-    return 2 * (lane < 64 ? pair & 15 : pair >> 4) - 15;
+int signed_code(const CodeLayout &layout, const uint8_t *head, const uint8_t *tail, size_t i) {
+    if (layout.dense == DenseCode::Int8) return int{tail[i]} - 128;
+    int code = bit_of(head, i) ? 8 : 0;
+    for (size_t plane = 0; plane < 3; ++plane) code += bit_of(tail + plane * layout.plane_bytes(), i) ? 4 >> plane : 0;
+    return 2 * code - 15;
 }
 
-void encode_dense(const CodeLayout &layout, const float *dense, uint8_t *record, float &step) {
-    step = 0;
-    const size_t dim = layout.dim;
-    if (layout.dense == DenseCode::Float32) {
-        auto *out = reinterpret_cast<float *>(record);
-        std::memset(out, 0, layout.dense_bytes());
-        if (dense != nullptr) std::copy(dense, dense + dim, out), step = 1;
-        return;
+/// What a sign stands for so that products with the signs alone are right on average: sum of squares / sum of sizes.
+float sign_size(const float *x, size_t dim) {
+    double squares = 0, sizes = 0;
+    for (size_t i = 0; i < dim; ++i) {
+        squares += double{x[i]} * x[i];
+        sizes += std::fabs(x[i]);
     }
-    std::memset(record, 0, layout.dense_bytes());
-    const size_t bits = layout.bits();
-    if (dense != nullptr) step = best_step(dense, dim, static_cast<int>(bits));
-    for (size_t i = 0; i < layout.padded_dim(); ++i) {
-        const float x = i < dim && dense != nullptr && step > 0 ? dense[i] / step : 0.F;
-        if (bits == 8) {
-            record[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(x), -127.F, 127.F) + 128.F);
-        } else {
+    return sizes < double{kTiny} ? 0.F : static_cast<float>(squares / sizes);
+}
+
+/// Writes the dense part; returns its step.
+float encode_dense(const CodeLayout &layout, const float *dense, uint8_t *head, uint8_t *tail) {
+    if (dense == nullptr) return 0;
+    const size_t dim = layout.dim;
+    const float size = sign_size(dense, dim);
+    // In int4 a sign stands for 4 steps: of dimensions spread like a bell, nearly the step of the least squared error.
+    float step = layout.dense == DenseCode::Int4 ? size / 4 : size;
+    if (layout.dense == DenseCode::Float32) std::memcpy(tail, dense, dim * sizeof *dense);
+    if (layout.dense == DenseCode::Int8) step = largest(dense, dim) / 127.F;
+    if (!(size > 0 && std::isfinite(size)) || largest(dense, dim) < kTiny) return 0;
+    for (size_t i = 0; i < dim; ++i) {
+        const auto bit = static_cast<uint8_t>(1U << (i % 8));
+        const float x = dense[i] / step;
+        if (layout.has_signs() && x >= 0) head[i / 8] |= bit;
+        if (layout.dense == DenseCode::Int8) {
+            tail[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(x), -127.F, 127.F) + 128.F);
+        } else if (layout.dense == DenseCode::Int4) {
             const auto code = static_cast<unsigned>(std::clamp(std::floor(x) + 8.F, 0.F, 15.F));
-            uint8_t &pair = record[i / 128 * 64 + i % 64];
-            pair = static_cast<uint8_t>(pair | (i % 128 < 64 ? code : code << 4));
+            for (size_t plane = 0; plane < 3; ++plane)
+                if ((code >> (2 - plane) & 1U) != 0) tail[plane * layout.plane_bytes() + i / 8] |= bit;
         }
     }
+    const float level = layout.dense == DenseCode::Int4 ? 4.F : std::clamp(std::nearbyint(size / step), 1.F, 255.F);
+    head[layout.level_offset()] = static_cast<uint8_t>(level);
+    return step;
 }
 
 /// Positions of the `keep` heaviest values of a row, ties by term, then back in term order.
@@ -82,12 +80,6 @@ std::vector<uint32_t> heaviest(const SparseRow &row, size_t keep) {
     order.resize(keep);
     std::sort(order.begin(), order.end());
     return order;
-}
-
-float peak_of(const SparseRow &row) {
-    float peak = 0;
-    for (size_t i = 0; i < row.size; ++i) peak = std::max(peak, std::fabs(row.values[i]));
-    return peak;
 }
 
 /// Largest bucket under a multiplier: the number of rounds that it needs, or anything from `limit` on.
@@ -131,14 +123,16 @@ void TermTable::assign(const SparseRow &row, std::span<const int16_t> weights, b
     }
 }
 
-void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *record) {
-    std::memset(record, 0, layout.stride());
-    float steps[2] = {0, 0};
-    encode_dense(layout, dense, record, steps[0]);
-    auto *prints = reinterpret_cast<uint16_t *>(record + layout.terms_offset());
-    auto *values = reinterpret_cast<int8_t *>(record + layout.values_offset());
-    std::fill(prints, prints + layout.terms, kNoTerm);
-    const float peak = peak_of(row);
+void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *head, uint8_t *tail) {
+    std::fill_n(head, layout.head_stride(), uint8_t{0});
+    std::fill_n(tail, layout.tail_stride(), uint8_t{0}); // there may be no tail at all
+    float steps[2] = {encode_dense(layout, dense, head, tail), 0};
+    auto *first = reinterpret_cast<uint16_t *>(head + layout.head_terms_offset());
+    auto *rest = reinterpret_cast<uint16_t *>(tail + layout.tail_terms_offset());
+    auto *values = reinterpret_cast<int8_t *>(head + layout.values_offset());
+    std::fill(first, first + layout.head_terms(), kNoTerm);
+    std::fill(rest, rest + layout.terms - layout.head_terms(), kNoTerm);
+    const float peak = largest(row.values, row.size);
     if (layout.terms != 0 && peak >= kTiny) {
         std::vector<uint32_t> order = heaviest(row, layout.terms);
         std::stable_sort(order.begin(), order.end(),
@@ -159,44 +153,46 @@ void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &
             if (apart && begin < positive) end = std::min(end, positive);
             float sum = 0;
             for (size_t i = begin; i < end; ++i) {
-                prints[group * kValueGroup + i - begin] = fingerprint(row.terms[order[i]]);
+                const size_t place = group * kValueGroup + i - begin;
+                (place < kHeadTerms ? first[place] : rest[place - kHeadTerms]) = fingerprint(row.terms[order[i]]);
                 sum += row.values[order[i]];
             }
             values[group] = static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(end - begin) / steps[1]));
             begin = end;
         }
     }
-    std::memcpy(record + layout.steps_offset(), steps, sizeof steps);
+    std::memcpy(head + layout.steps_offset(), steps, sizeof steps);
 }
 
 namespace {
 
-void set_dense(const CodeLayout &layout, const float *dense, float weight, Query &query) {
-    query.dense_float.assign(layout.padded_dim(), 0.F);
-    query.dense_int8.clear();
-    query.dense_sum = 0;
-    query.dense_weight = dense == nullptr ? 0.F : weight;
-    query.dense_factor = query.dense_weight;
-    if (dense == nullptr) return;
-    std::copy(dense, dense + layout.dim, query.dense_float.begin());
-    if (layout.dense == DenseCode::Float32) return;
+/// The query's dense part in int8, with its sum; returns the step, 0 where there is nothing to score.
+float set_int8(const CodeLayout &layout, const float *dense, Query &query) {
     query.dense_int8.assign(layout.padded_dim(), 0);
-    float peak = 0;
-    for (size_t i = 0; i < layout.dim; ++i) peak = std::max(peak, std::fabs(dense[i]));
-    if (peak < kTiny) {
-        query.dense_factor = 0;
-        return;
-    }
-    const float step = peak / 127.F, inverse = 127.F / peak;
+    query.dense_sum = 0;
+    const float peak = largest(dense, layout.dim);
+    if (peak < kTiny) return 0;
+    constexpr float kRound = 12582912.F; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    const float inverse = 127.F / peak;
     int32_t sum = 0;
+    int8_t *const out = query.dense_int8.data();
     for (size_t i = 0; i < layout.dim; ++i) {
-        const float level = dense[i] * inverse;
-        const auto code = static_cast<int32_t>(level + (level < 0 ? -0.5F : 0.5F));
-        query.dense_int8[i] = static_cast<int8_t>(code);
+        const int32_t code = std::bit_cast<int32_t>(dense[i] * inverse + kRound) - std::bit_cast<int32_t>(kRound);
+        out[i] = static_cast<int8_t>(code);
         sum += code;
     }
     query.dense_sum = sum;
-    query.dense_factor = weight * step;
+    return peak / 127.F;
+}
+
+void set_dense(const CodeLayout &layout, const float *dense, float weight, Query &query) {
+    query.dense_float.assign(layout.padded_dim(), 0.F);
+    query.dense_weight = dense == nullptr ? 0.F : weight;
+    query.dense_factor = query.sign_factor = 0;
+    if (dense == nullptr) return;
+    std::copy(dense, dense + layout.dim, query.dense_float.begin());
+    query.sign_factor = weight * set_int8(layout, dense, query);
+    query.dense_factor = layout.dense == DenseCode::Float32 ? weight : query.sign_factor;
 }
 
 } // namespace
@@ -205,7 +201,7 @@ void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow
                    float sparse_weight, size_t query_terms, Query &query) {
     set_dense(layout, dense, dense_weight, query);
     query.sparse_weight = row.size == 0 ? 0.F : sparse_weight;
-    const float peak = peak_of(row);
+    const float peak = largest(row.values, row.size);
     float total = 0;
     for (size_t i = 0; i < row.size; ++i) total += std::fabs(row.values[i]);
     // The sum of products with int8 values must fit int32, however many terms match.
@@ -224,42 +220,46 @@ void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow
     for (uint32_t &position : query.seed_terms) position = row.terms[position];
 }
 
-void query_from_record(const CodeLayout &layout, const uint8_t *record, float dense_weight, float sparse_weight,
-                       const SparseRow &full, Query &query) {
+void query_from_records(const CodeLayout &layout, const uint8_t *head, const uint8_t *tail, float dense_weight,
+                        float sparse_weight, const SparseRow &full, Query &query) {
     float steps[2];
-    std::memcpy(steps, record + layout.steps_offset(), sizeof steps);
-    query.dense_sum = 0;
-    query.dense_weight = query.dense_factor = 0;
+    std::memcpy(steps, head + layout.steps_offset(), sizeof steps);
+    query.dense_weight = query.dense_factor = query.sign_factor = 0;
     const size_t padded = layout.padded_dim();
     if (layout.dense == DenseCode::Float32) {
-        const auto *dense = reinterpret_cast<const float *>(record);
+        const auto *dense = reinterpret_cast<const float *>(tail);
         query.dense_float.assign(dense, dense + padded);
         query.dense_factor = steps[0] > 0 ? dense_weight : 0.F;
+        query.sign_factor = dense_weight * set_int8(layout, dense, query);
     } else {
+        query.dense_sum = 0;
         query.dense_int8.resize(padded);
         for (size_t i = 0; i < padded; ++i) {
-            query.dense_int8[i] = static_cast<int8_t>(i < layout.dim ? signed_code(layout, record, i) : 0);
+            query.dense_int8[i] = static_cast<int8_t>(i < layout.dim ? signed_code(layout, head, tail, i) : 0);
             query.dense_sum += query.dense_int8[i];
         }
-        query.dense_factor = dense_weight * steps[0] * (layout.bits() == 4 ? 0.5F : 1.F);
+        query.dense_factor = dense_weight * steps[0] * (layout.dense == DenseCode::Int4 ? 0.5F : 1.F);
+        query.sign_factor = query.dense_factor;
     }
     if (layout.terms == 0) {
-        const float peak = peak_of(full);
+        const float peak = largest(full.values, full.size);
         std::vector<int16_t> weights(full.size, 0);
         query.sparse_weight = query.sparse_factor = peak > 0 ? sparse_weight : 0.F;
         query.table.assign(full, weights, false);
         return;
     }
-    const auto *prints = reinterpret_cast<const uint16_t *>(record + layout.terms_offset());
-    const auto *values = reinterpret_cast<const int8_t *>(record + layout.values_offset());
+    const auto *first = reinterpret_cast<const uint16_t *>(head + layout.head_terms_offset());
+    const auto *rest = reinterpret_cast<const uint16_t *>(tail + layout.tail_terms_offset());
+    const auto *values = reinterpret_cast<const int8_t *>(head + layout.values_offset());
     uint32_t terms[4096];
     float zeros[4096];
     int16_t weights[4096];
     const int factor = layout.terms <= 512 ? 256 : 32; // products of 4,096 terms must fit int32
     size_t size = 0;
     for (size_t i = 0; i < layout.terms; ++i) {
-        if (prints[i] == kNoTerm) continue;
-        terms[size] = prints[i];
+        const uint16_t print = i < kHeadTerms ? first[i] : rest[i - kHeadTerms];
+        if (print == kNoTerm) continue;
+        terms[size] = print;
         zeros[size] = 0;
         weights[size++] = static_cast<int16_t>(values[i / kValueGroup] * factor);
     }

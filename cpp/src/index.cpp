@@ -230,6 +230,7 @@ SearchOutput Index::search(const QueryBatch &queries, size_t k, size_t beam, con
     });
     for (const SearchCounts &c : counts) {
         out.counts.hops += c.hops;
+        out.counts.heads += c.heads;
         out.counts.dense += c.dense;
         out.counts.sparse += c.sparse;
         out.counts.exact += c.exact;
@@ -278,7 +279,10 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     const size_t n = saved.ids.size();
     if (n >= (size_t{1} << 31)) bad_file("too many items");
     expect_size(saved.deleted, n, "deleted");
-    expect_size(saved.records, n * storage.layout.stride(), "records");
+    if (saved.has_records) {
+        expect_size(saved.heads, n * storage.layout.head_stride(), "heads");
+        expect_size(saved.tails, n * storage.layout.tail_stride(), "tails");
+    }
     expect_count(size_of(saved.dense), n * config.dim, "dense");
     expect_size(saved.row_begin, n + 1, "row_begin");
     expect_size(saved.norms, config.similarity == Similarity::InnerProduct ? 0 : n, "norms");
@@ -305,11 +309,16 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     check_items(saved.seeds, "seeds");
     storage.ids = hold(saved.ids, owner, borrow);
     storage.deleted = hold(saved.deleted, owner, borrow);
-    storage.records = hold(saved.records, owner, borrow);
     hold(storage.dense, saved.dense, owner, borrow);
     storage.row_begin = hold(saved.row_begin, owner, borrow);
     hold(storage.terms, saved.terms, owner, borrow);
     hold(storage.values, saved.values, owner, borrow);
+    if (saved.has_records) {
+        storage.heads = hold(saved.heads, owner, borrow);
+        storage.tails = hold(saved.tails, owner, borrow);
+    } else {
+        storage.encode();
+    }
     storage.norms = hold(saved.norms, owner, borrow);
     storage.links = Links{hold(saved.links, owner, borrow), config.degree};
     storage.entries = hold(saved.entries, owner, borrow);

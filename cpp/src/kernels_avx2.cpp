@@ -54,24 +54,48 @@ struct Avx2 : Portable {
         }
         return sum;
     }
-    SPARING_INLINE static __m256i dot_int4(const uint8_t *codes, const int8_t *query, size_t n) {
-        const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-        __m256i sum = _mm256_setzero_si256();
-        for (size_t block = 0; block < n; block += 128, codes += 64, query += 128)
-            for (size_t j = 0; j < 64; j += 32) {
-                const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes + j));
-                const __m256i q0 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(query + j));
-                const __m256i q1 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(query + j + 64));
-                // 15 * 127 * 2 fits int16, so neither product saturates.
-                const __m256i lo = _mm256_maddubs_epi16(_mm256_and_si256(c, low), q0);
-                const __m256i hi = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(c, 4), low), q1);
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(lo, hi), ones));
+    /// Bytes of 32 bits: all ones where the bit is set.
+    SPARING_INLINE static __m256i load_bits(const uint8_t *bits) {
+        int32_t word;
+        std::memcpy(&word, bits, sizeof word);
+        const __m256i spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+        const __m256i each = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+        const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(word), spread);
+        return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each);
+    }
+    SPARING_INLINE static __m256i load_query(const int8_t *query) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(query));
+    }
+    /// Adds the products of codes up to 15 with the query; 15 * 127 * 2 fits int16, so that none saturates.
+    SPARING_INLINE static __m256i add_products(__m256i sum, __m256i codes, __m256i query) {
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, query), _mm256_set1_epi16(1)));
+    }
+    SPARING_INLINE static void dot_signs(const uint8_t *const *bits, const int8_t *query, size_t n, int32_t *sums) {
+        __m256i sum[4] = {};
+        for (size_t i = 0; i < n; i += 32) {
+            const __m256i q = load_query(query + i);
+            for (size_t j = 0; j < 4; ++j)
+                sum[j] = add_products(sum[j], _mm256_and_si256(load_bits(bits[j] + i / 8), _mm256_set1_epi8(1)), q);
+        }
+        sum4([&](size_t j) { return sum[j]; }, sums);
+    }
+    SPARING_INLINE static void dot_planes(const uint8_t *const *planes, const int8_t *query, size_t n, int32_t *sums) {
+        __m256i sum[4] = {};
+        for (size_t i = 0; i < n; i += 32) {
+            const __m256i q = load_query(query + i);
+            for (size_t j = 0; j < 4; ++j) {
+                const uint8_t *const bits = planes[j] + i / 8;
+                const __m256i four = _mm256_and_si256(load_bits(bits), _mm256_set1_epi8(4));
+                const __m256i two = _mm256_and_si256(load_bits(bits + n / 8), _mm256_set1_epi8(2));
+                const __m256i one = _mm256_and_si256(load_bits(bits + n / 4), _mm256_set1_epi8(1));
+                sum[j] = add_products(sum[j], _mm256_or_si256(_mm256_or_si256(four, two), one), q);
             }
-        return sum;
+        }
+        sum4([&](size_t j) { return sum[j]; }, sums);
     }
 };
 
 } // namespace
 extern const Kernels kAvx2Kernels;
-const Kernels kAvx2Kernels{"avx2", Scoring<Avx2>::score_codes, Scoring<Avx2>::score_exact};
+const Kernels kAvx2Kernels{"avx2", Scoring<Avx2>::score_heads, Scoring<Avx2>::score_tails, Scoring<Avx2>::score_exact};
 } // namespace sparing

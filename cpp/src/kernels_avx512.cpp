@@ -51,16 +51,35 @@ struct Avx512 {
             sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(codes + i), _mm512_loadu_si512(query + i));
         return sum;
     }
-    SPARING_INLINE static __m512i dot_int4(const uint8_t *codes, const int8_t *query, size_t n) {
-        const __m512i low = _mm512_set1_epi8(15);
-        __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
-        for (size_t block = 0; block < n; block += 128, codes += 64, query += 128) {
-            const __m512i c = _mm512_loadu_si512(codes);
-            even = _mm512_dpbusd_epi32(even, _mm512_and_si512(c, low), _mm512_loadu_si512(query));
-            odd = _mm512_dpbusd_epi32(odd, _mm512_and_si512(_mm512_srli_epi16(c, 4), low),
-                                      _mm512_loadu_si512(query + 64));
+    SPARING_INLINE static __mmask64 load_bits(const uint8_t *bits) {
+        __mmask64 mask;
+        std::memcpy(&mask, bits, sizeof mask);
+        return mask;
+    }
+    SPARING_INLINE static void dot_signs(const uint8_t *const *bits, const int8_t *query, size_t n, int32_t *sums) {
+        const __m512i one = _mm512_set1_epi8(1);
+        __m512i sum[4] = {};
+        for (size_t i = 0; i < n; i += 64) {
+            const __m512i q = _mm512_loadu_si512(query + i);
+            for (size_t j = 0; j < 4; ++j)
+                sum[j] = _mm512_dpbusd_epi32(sum[j], one, _mm512_maskz_mov_epi8(load_bits(bits[j] + i / 8), q));
         }
-        return _mm512_add_epi32(even, odd);
+        sum4([&](size_t j) { return sum[j]; }, sums);
+    }
+    SPARING_INLINE static void dot_planes(const uint8_t *const *planes, const int8_t *query, size_t n, int32_t *sums) {
+        const __m512i one = _mm512_set1_epi8(1), two = _mm512_set1_epi8(2), four = _mm512_set1_epi8(4);
+        __m512i sum[4] = {};
+        for (size_t i = 0; i < n; i += 64) {
+            const __m512i q = _mm512_loadu_si512(query + i);
+            for (size_t j = 0; j < 4; ++j) {
+                const uint8_t *const bits = planes[j] + i / 8;
+                __m512i code = _mm512_maskz_mov_epi8(load_bits(bits), four);
+                code = _mm512_mask_add_epi8(code, load_bits(bits + n / 8), code, two);
+                code = _mm512_mask_add_epi8(code, load_bits(bits + n / 4), code, one);
+                sum[j] = _mm512_dpbusd_epi32(sum[j], code, q);
+            }
+        }
+        sum4([&](size_t j) { return sum[j]; }, sums);
     }
 
     SPARING_INLINE static __m512i permute(const void *table, __m512i index) {
@@ -68,9 +87,9 @@ struct Avx512 {
         return _mm512_permutex2var_epi16(_mm512_load_si512(words), index, _mm512_load_si512(words + 32));
     }
 
-    SPARING_INLINE static __m512i match_codes(const TermTable &table, const uint16_t *prints, const int8_t *values,
-                                              size_t n) {
-        const __m512i multiplier = _mm512_set1_epi16(static_cast<int16_t>(table.multiplier));
+    SPARING_INLINE static __m512i match_codes(const TermTable::Round *rounds, size_t num_rounds, uint16_t factor,
+                                              const uint16_t *prints, const int8_t *values, size_t n) {
+        const __m512i multiplier = _mm512_set1_epi16(static_cast<int16_t>(factor));
         // Byte j of four goes to the high halves of the 16-bit lanes 8 j to 8 j + 7, the low halves are zero.
         const __m512i spread = _mm512_or_si512(
             _mm512_set1_epi16(0x0080),
@@ -85,9 +104,9 @@ struct Avx512 {
             std::memcpy(&four_values, values + i / kValueGroup, sizeof four_values);
             const __m512i value = _mm512_srai_epi16(_mm512_shuffle_epi8(_mm512_set1_epi32(four_values), spread), 8);
             const __m512i bucket = _mm512_srli_epi16(_mm512_mullo_epi16(print, multiplier), 10);
-            for (size_t r = 0; r < table.num_rounds; ++r) {
-                const TermTable::Round &round = table.rounds[r];
-                const __mmask32 hit = _mm512_cmpeq_epi16_mask(permute(round.prints, bucket), print);
+            for (size_t r = 0; r < num_rounds; ++r) {
+                const TermTable::Round &round = rounds[r];
+                const __mmask32 hit = _mm512_mask_cmpeq_epi16_mask(mask, permute(round.prints, bucket), print);
                 sum = _mm512_dpwssd_epi32(sum, _mm512_maskz_mov_epi16(hit, permute(round.weights, bucket)), value);
             }
         }
@@ -130,5 +149,6 @@ struct Avx512 {
 
 } // namespace
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels{"avx512", Scoring<Avx512>::score_codes, Scoring<Avx512>::score_exact};
+const Kernels kAvx512Kernels{"avx512", Scoring<Avx512>::score_heads, Scoring<Avx512>::score_tails,
+                             Scoring<Avx512>::score_exact};
 } // namespace sparing

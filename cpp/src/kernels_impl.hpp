@@ -3,6 +3,7 @@
 #pragma once
 #include "sparing/kernels.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace sparing {
@@ -12,10 +13,13 @@ template <class Isa>
 struct Scoring {
     static constexpr size_t kAhead = 8; ///< items fetched ahead of the one being scored
 
-    SPARING_INLINE static void prefetch_record(const ItemView &view, uint32_t id, size_t lines) {
-        const uint8_t *record = view.records + size_t{id} * view.layout.stride();
-        for (size_t line = 0; line < lines; ++line) __builtin_prefetch(record + 64 * line);
-    }
+    /// What is read of a record: lines from `first` to before `last`.
+    struct Lines {
+        size_t first, last;
+        SPARING_INLINE void prefetch(const uint8_t *record) const {
+            for (size_t line = first; line < last; ++line) __builtin_prefetch(record + 64 * line);
+        }
+    };
 
     SPARING_INLINE static void prefetch_row(const ItemView &view, uint32_t id) {
         const uint64_t begin = view.row_begin[id], end = view.row_begin[id + 1];
@@ -46,60 +50,141 @@ struct Scoring {
         return view.terms->is_narrow() ? match(view.terms->narrow_data()) : match(view.terms->wide_data());
     }
 
-    /// Four items together: their sums are reduced side by side, where one alone would wait on itself.
-    static void score_codes(const ItemView &view, const Query &query, Stage stage, const uint32_t *ids, size_t count,
-                            float *out) {
-        const CodeLayout &layout = view.layout;
-        const bool dense = query.dense_factor != 0;
-        const bool sparse = stage == Stage::Hybrid && query.sparse_factor != 0;
-        const bool full = sparse && layout.terms == 0;
-        const size_t lines = sparse && !full ? layout.stride() / 64 : (layout.dense_bytes() + 63) / 64;
-        const float zero = layout.zero() * static_cast<float>(query.dense_sum);
-        for (size_t i = 0; i < kAhead && i < count; ++i) prefetch_record(view, ids[i], lines);
-        if (full)
-            for (size_t i = 0; i < 2 && i < count; ++i) prefetch_row(view, ids[i]);
+    /// Calls body(i, group, records) for items in groups of four, whose sums are reduced side by side, where one alone
+    /// would wait on itself; the records ahead are fetched meanwhile. A last group is filled up with its first item.
+    template <class Body>
+    SPARING_INLINE static void by_four(const uint8_t *begin, size_t stride, const Lines &lines, const uint32_t *ids,
+                                       size_t count, Body &&body) {
+        for (size_t i = 0; i < kAhead && i < count; ++i) lines.prefetch(begin + ids[i] * stride);
         for (size_t i = 0; i < count; i += 4) {
             const size_t group = count - i < 4 ? count - i : 4;
             const uint8_t *records[4];
             for (size_t j = 0; j < 4; ++j) {
-                records[j] = view.records + size_t{ids[i + (j < group ? j : 0)]} * layout.stride();
-                if (i + j + kAhead >= count) continue;
-                prefetch_record(view, ids[i + j + kAhead], lines);
-                if (full) __builtin_prefetch(view.row_begin + ids[i + j + kAhead]);
+                records[j] = begin + ids[i + (j < group ? j : 0)] * stride;
+                if (i + j + kAhead < count) lines.prefetch(begin + ids[i + j + kAhead] * stride);
             }
-            float step[4][2], score[4] = {};
-            for (size_t j = 0; j < 4; ++j) std::memcpy(step[j], records[j] + layout.steps_offset(), sizeof step[j]);
-            int32_t sums[4];
-            if (dense && layout.dense == DenseCode::Float32) {
-                for (size_t j = 0; j < group; ++j)
-                    score[j] = query.dense_factor * Isa::dot_float(reinterpret_cast<const float *>(records[j]),
-                                                                   query.dense_float.data(), layout.padded_dim());
-            } else if (dense) {
-                const int8_t *const q = query.dense_int8.data();
-                if (layout.dense == DenseCode::Int4)
-                    Isa::sum4([&](size_t j) { return Isa::dot_int4(records[j], q, layout.padded_dim()); }, sums);
-                else
-                    Isa::sum4([&](size_t j) { return Isa::dot_int8(records[j], q, layout.padded_dim()); }, sums);
-                for (size_t j = 0; j < 4; ++j)
-                    score[j] = query.dense_factor * step[j][0] * (static_cast<float>(sums[j]) - zero);
-            }
-            if (full) {
-                for (size_t j = 0; j < group; ++j) {
-                    if (i + j + 2 < count) prefetch_row(view, ids[i + j + 2]);
-                    score[j] += query.sparse_weight * full_sparse(view, query, ids[i + j]);
-                }
-            } else if (sparse) {
-                auto match = [&](size_t j) {
-                    return Isa::match_codes(
-                        query.table, reinterpret_cast<const uint16_t *>(records[j] + layout.terms_offset()),
-                        reinterpret_cast<const int8_t *>(records[j] + layout.values_offset()), layout.terms);
-                };
-                Isa::sum4(match, sums);
-                for (size_t j = 0; j < 4; ++j)
-                    score[j] += query.sparse_factor * step[j][1] * static_cast<float>(sums[j]);
-            }
-            for (size_t j = 0; j < group; ++j) out[i + j] = score[j];
+            body(i, group, records);
         }
+    }
+
+    /// What the loops read of a layout and a query, by value: written scores cannot change it.
+    struct Plan {
+        Plan(const CodeLayout &layout, const Query &query)
+            : dim(layout.padded_dim()), head_stride(layout.head_stride()), tail_stride(layout.tail_stride()),
+              steps(layout.steps_offset()), level(layout.level_offset()), values(layout.values_offset()),
+              head_terms(layout.head_terms_offset()), tail_terms(layout.tail_terms_offset()),
+              num_head_terms(layout.head_terms()), num_tail_terms(layout.terms - layout.head_terms()),
+              dense(query.dense_int8.data()), rounds(query.table.rounds.data()), num_rounds(query.table.num_rounds),
+              multiplier(query.table.multiplier), sum(query.dense_sum), sign_factor(query.sign_factor),
+              dense_factor(query.dense_factor), sparse_factor(query.sparse_factor) {}
+        size_t dim, head_stride, tail_stride, steps, level, values, head_terms, tail_terms, num_head_terms,
+            num_tail_terms;
+        const int8_t *dense;
+        const TermTable::Round *rounds;
+        size_t num_rounds;
+        uint16_t multiplier;
+        int32_t sum;
+        float sign_factor, dense_factor, sparse_factor;
+    };
+
+    SPARING_INLINE static float load_float(const uint8_t *from) {
+        float value;
+        std::memcpy(&value, from, sizeof value);
+        return value;
+    }
+
+    /// Adds `sign` times the estimates from signs: factor * step * size of a sign * (positive ones - negative ones).
+    SPARING_INLINE static void add_estimates(const Plan &plan, const uint8_t *const *heads, float sign, float *out) {
+        int32_t positive[4];
+        Isa::dot_signs(heads, plan.dense, plan.dim, positive);
+        for (size_t j = 0; j < 4; ++j) {
+            const float size = load_float(heads[j] + plan.steps) * static_cast<float>(heads[j][plan.level]);
+            out[j] += sign * plan.sign_factor * size * static_cast<float>(2 * positive[j] - plan.sum);
+        }
+    }
+
+    /// Adds the products of `count` terms of each record, from the kept terms' `first` on.
+    SPARING_INLINE static void add_terms(const Plan &plan, const uint8_t *const *heads, const uint8_t *const *records,
+                                         size_t offset, size_t first, size_t count, float *out) {
+        int32_t sums[4];
+        auto match = [&](size_t j) {
+            return Isa::match_codes(
+                plan.rounds, plan.num_rounds, plan.multiplier, reinterpret_cast<const uint16_t *>(records[j] + offset),
+                reinterpret_cast<const int8_t *>(heads[j] + plan.values + first / kValueGroup), count);
+        };
+        Isa::sum4(match, sums);
+        for (size_t j = 0; j < 4; ++j)
+            out[j] += plan.sparse_factor * load_float(heads[j] + plan.steps + 4) * static_cast<float>(sums[j]);
+    }
+
+    static void score_heads(const ItemView &view, const Query &query, const uint32_t *ids, size_t count, float *out) {
+        const CodeLayout &layout = view.layout;
+        const bool dense = query.sign_factor != 0 && layout.has_signs();
+        const bool sparse = query.sparse_factor != 0 && layout.terms != 0;
+        if (!dense && !sparse) {
+            std::fill(out, out + count, 0.F);
+            return;
+        }
+        const Plan plan(layout, query);
+        const size_t used = sparse ? plan.head_stride : plan.values;
+        by_four(view.heads, plan.head_stride, {0, (used + 63) / 64}, ids, count,
+                [&](size_t i, size_t group, const uint8_t *const *heads) __attribute__((always_inline)) {
+                    float score[4] = {};
+                    if (dense) add_estimates(plan, heads, 1, score);
+                    if (sparse) add_terms(plan, heads, heads, plan.head_terms, 0, plan.num_head_terms, score);
+                    for (size_t j = 0; j < group; ++j) out[i + j] = score[j];
+                });
+    }
+
+    static void score_tails(const ItemView &view, const Query &query, const uint32_t *ids, size_t count,
+                            float *scores) {
+        const CodeLayout &layout = view.layout;
+        const DenseCode code = layout.dense;
+        const bool dense = query.dense_factor != 0;
+        const bool full = query.sparse_factor != 0 && layout.terms == 0;
+        const bool sparse = query.sparse_factor != 0 && layout.terms > kHeadTerms;
+        if (!dense && !sparse && !full) return;
+        const Plan plan(layout, query);
+        // In int4 a sign is 8 of 15 steps, estimated as 4 on either side of 0: the other bits are added to that.
+        const bool replaces = dense && code != DenseCode::Int4 && layout.has_signs();
+        const float zero = (code == DenseCode::Int4 ? 3.5F : 128.F) * static_cast<float>(plan.sum);
+        const Lines lines{dense ? 0 : plan.tail_terms / 64, sparse  ? plan.tail_stride / 64
+                                                            : dense ? (plan.tail_terms + 63) / 64
+                                                                    : 0};
+        if (full)
+            for (size_t i = 0; i < 2 && i < count; ++i) prefetch_row(view, ids[i]);
+        by_four(view.tails, plan.tail_stride, lines, ids, count,
+                [&](size_t i, size_t group, const uint8_t *const *tails) __attribute__((always_inline)) {
+                    const uint8_t *heads[4];
+                    for (size_t j = 0; j < 4; ++j)
+                        heads[j] = view.heads + ids[i + (j < group ? j : 0)] * plan.head_stride;
+                    float more[4] = {};
+                    if (replaces) add_estimates(plan, heads, -1, more);
+                    if (dense && code == DenseCode::Float32) {
+                        for (size_t j = 0; j < group; ++j)
+                            more[j] += plan.dense_factor * Isa::dot_float(reinterpret_cast<const float *>(tails[j]),
+                                                                          query.dense_float.data(), plan.dim);
+                    } else if (dense) {
+                        int32_t sums[4];
+                        if (code == DenseCode::Int8)
+                            Isa::sum4([&](size_t j) { return Isa::dot_int8(tails[j], plan.dense, plan.dim); }, sums);
+                        else
+                            Isa::dot_planes(tails, plan.dense, plan.dim, sums);
+                        for (size_t j = 0; j < 4; ++j)
+                            more[j] += plan.dense_factor * load_float(heads[j] + plan.steps) *
+                                       (static_cast<float>(sums[j]) - zero);
+                    }
+                    if (full) {
+                        for (size_t j = 0; j < group; ++j) {
+                            if (i + j + kAhead < count) __builtin_prefetch(view.row_begin + ids[i + j + kAhead]);
+                            if (i + j + 2 < count) prefetch_row(view, ids[i + j + 2]);
+                            more[j] += query.sparse_weight * full_sparse(view, query, ids[i + j]);
+                        }
+                    } else if (sparse) {
+                        add_terms(plan, heads, tails, plan.tail_terms, kHeadTerms, plan.num_tail_terms, more);
+                    }
+                    for (size_t j = 0; j < group; ++j) scores[i + j] += more[j];
+                });
     }
 
     static void score_exact(const ItemView &view, const Query &query, const uint32_t *ids, size_t count, size_t coming,
@@ -148,19 +233,28 @@ struct Portable {
         for (size_t i = 0; i < n; ++i) sum += int32_t{codes[i]} * query[i];
         return sum;
     }
-    static int32_t dot_int4(const uint8_t *codes, const int8_t *query, size_t n) {
+    static int32_t dot_bits(const uint8_t *bits, const int8_t *query, size_t n) {
         int32_t sum = 0;
-        for (size_t block = 0; block < n; block += 128, codes += 64, query += 128)
-            for (size_t j = 0; j < 64; ++j)
-                sum += int32_t{codes[j] & 15} * query[j] + int32_t{codes[j] >> 4} * query[j + 64];
+        for (size_t i = 0; i < n; ++i) sum += (bits[i / 8] >> (i % 8) & 1) * int32_t{query[i]};
         return sum;
     }
-    static int32_t match_codes(const TermTable &table, const uint16_t *prints, const int8_t *values, size_t n) {
+    /// Of four records: sum of the query where a bit is set.
+    static void dot_signs(const uint8_t *const *bits, const int8_t *query, size_t n, int32_t *sums) {
+        for (size_t j = 0; j < 4; ++j) sums[j] = dot_bits(bits[j], query, n);
+    }
+    /// Of four records: the same for three planes of n bits that count 4, 2 and 1.
+    static void dot_planes(const uint8_t *const *planes, const int8_t *query, size_t n, int32_t *sums) {
+        for (size_t j = 0; j < 4; ++j)
+            sums[j] = 4 * dot_bits(planes[j], query, n) + 2 * dot_bits(planes[j] + n / 8, query, n) +
+                      dot_bits(planes[j] + n / 4, query, n);
+    }
+    static int32_t match_codes(const TermTable::Round *rounds, size_t num_rounds, uint16_t multiplier,
+                               const uint16_t *prints, const int8_t *values, size_t n) {
         int32_t sum = 0;
-        for (size_t r = 0; r < table.num_rounds; ++r) {
-            const TermTable::Round &round = table.rounds[r];
+        for (size_t r = 0; r < num_rounds; ++r) {
+            const TermTable::Round &round = rounds[r];
             for (size_t i = 0; i < n; ++i) {
-                const size_t b = TermTable::bucket(prints[i], table.multiplier);
+                const size_t b = TermTable::bucket(prints[i], multiplier);
                 sum += round.prints[b] == prints[i] ? int32_t{round.weights[b]} * values[i / kValueGroup] : 0;
             }
         }

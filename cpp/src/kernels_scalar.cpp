@@ -6,5 +6,6 @@ namespace {
 struct Scalar : Portable {};
 } // namespace
 extern const Kernels kScalarKernels;
-const Kernels kScalarKernels{"scalar", Scoring<Scalar>::score_codes, Scoring<Scalar>::score_exact};
+const Kernels kScalarKernels{"scalar", Scoring<Scalar>::score_heads, Scoring<Scalar>::score_tails,
+                             Scoring<Scalar>::score_exact};
 } // namespace sparing

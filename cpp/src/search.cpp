@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <functional>
+#include <limits>
 
 namespace sparing {
 
@@ -30,9 +30,9 @@ namespace {
 /// one number, so that one comparison orders by score, then by item: score | inverted item | still open.
 class Beam {
   public:
-    Beam(std::vector<uint64_t> &memory, size_t width) : memory_(memory), width_(width) {
-        if (memory_.size() < width + 1) memory_.resize(width + 1);
-        keys_ = memory_.data();
+    Beam(std::vector<uint64_t> &memory, size_t width) : width_(width) {
+        if (memory.size() < width + 1) memory.resize(width + 1);
+        keys_ = memory.data();
     }
     static uint64_t key(float score, uint32_t item) {
         const auto bits = std::bit_cast<uint32_t>(score + 0.F); // -0 counts as 0
@@ -45,9 +45,9 @@ class Beam {
         return std::bit_cast<float>((ordered >> 31) != 0 ? ordered ^ 0x80000000U : ~ordered);
     }
 
-    /// Places a candidate if it is among the best; returns its place, or `width` if it is not.
-    size_t insert(uint64_t key) {
-        if (size_ == width_ && key < keys_[size_ - 1]) return width_;
+    /// Places a candidate if it is among the best.
+    void insert(uint64_t key) {
+        if (size_ == width_ && key < keys_[size_ - 1]) return;
         size_t at = 0;
         for (size_t left = size_; left != 0;) { // halving without a branch: the outcome cannot be predicted
             const size_t half = (left + 1) / 2;
@@ -58,38 +58,77 @@ class Beam {
         keys_[at] = key;
         size_ = std::min(size_ + 1, width_);
         cursor_ = std::min(cursor_, at);
-        return at;
     }
-    size_t cursor() const { return cursor_; }
     /// The best unexpanded item, marked expanded; kNoItem when none is left.
     uint32_t next() {
         while (cursor_ < size_ && (keys_[cursor_] & 1U) == 0) ++cursor_;
         if (cursor_ >= size_) return kNoItem;
         return item_of(keys_[cursor_]--);
     }
-    float best() const { return size_ == 0 ? 0.F : score_of(keys_[0]); }
-    size_t size() const { return size_; }
-    uint64_t &operator[](size_t i) { return keys_[i]; }
-    void sort() {
-        std::sort(keys_, keys_ + size_, std::greater<>());
-        cursor_ = 0;
+    /// Calls body(item) for the next `count` unexpanded items.
+    template <class Body>
+    void each_open(size_t count, Body &&body) const {
+        for (size_t i = cursor_; i < size_ && count != 0; ++i)
+            if ((keys_[i] & 1U) != 0) body(item_of(keys_[i])), --count;
     }
+    float worst() const { return score_of(keys_[size_ - 1]); }
+    size_t size() const { return size_; }
+    uint64_t operator[](size_t i) const { return keys_[i]; }
 
   private:
     static constexpr uint32_t kLastItem = 0x7FFFFFFFU;
-    std::vector<uint64_t> &memory_;
     uint64_t *keys_ = nullptr;
     size_t width_, size_ = 0, cursor_ = 0;
 };
 
-void score_items(const Storage &storage, const Query &query, const Ranking &ranking, Stage stage,
-                 std::span<const uint32_t> items, Scratch &scratch, SearchCounts &counts) {
-    if (scratch.scores.size() < items.size()) scratch.scores.resize(2 * items.size());
-    kernels().score_codes(storage.view(), query, stage, items.data(), items.size(), scratch.scores.data());
-    ranking.apply(items.data(), items.size(), scratch.scores.data());
-    if (query.dense_factor != 0) counts.dense += items.size();
-    if (stage == Stage::Hybrid && query.sparse_factor != 0) counts.sparse += items.size();
+void count_scored(const Query &query, size_t count, SearchCounts &counts) {
+    if (query.dense_factor != 0) counts.dense += count;
+    if (query.sparse_factor != 0) counts.sparse += count;
 }
+
+void score_items(const Storage &storage, const Query &query, std::span<const uint32_t> items, Scratch &scratch,
+                 SearchCounts &counts) {
+    if (scratch.scores.size() < items.size()) scratch.scores.resize(2 * items.size());
+    score_codes(kernels(), storage.view(), query, items.data(), items.size(), scratch.scores.data());
+    counts.heads += items.size();
+    count_scored(query, items.size(), counts);
+}
+
+constexpr float kNoBar = -std::numeric_limits<float>::infinity();
+
+/// The first of two stages: what an item's head says of its score tells whether the item is scored.
+class FirstLook {
+  public:
+    FirstLook(const Storage &storage, const Query &query, const Ranking &ranking)
+        : possible_(storage.config.two_stage && ranking.similarity == Similarity::InnerProduct &&
+                    ((query.sign_factor != 0 && storage.layout.has_signs()) ||
+                     (query.sparse_factor != 0 && storage.layout.terms != 0))) {}
+
+    void learn(const float *estimates, const float *scores, size_t count) {
+        if (!possible_) return;
+        for (size_t i = 0; i < count; ++i) {
+            const double score = scores[i], error = score - double{estimates[i]};
+            score_sum_ += score, score_squares_ += score * score;
+            error_sum_ += error, error_squares_ += error * error;
+        }
+        count_ += static_cast<double>(count);
+    }
+    /// Estimates up to which an item is left out when only scores above `worst` matter: it would have to be better than
+    /// its estimate by more than kSpreads standard deviations.
+    float bar(float worst) const {
+        constexpr double kFew = 32, kSpreads = 1.5, kUntold = 0.5;
+        if (count_ < kFew) return kNoBar;
+        const double error = error_sum_ / count_, score = score_sum_ / count_;
+        const double variance = std::max(error_squares_ / count_ - error * error, 0.0);
+        // Where heads tell little of the scores (or a file held NaN), all items or none would be left out.
+        if (!(variance <= kUntold * (score_squares_ / count_ - score * score))) return kNoBar;
+        return worst - static_cast<float>(error + kSpreads * std::sqrt(variance));
+    }
+
+  private:
+    bool possible_;
+    double count_ = 0, score_sum_ = 0, score_squares_ = 0, error_sum_ = 0, error_squares_ = 0;
+};
 
 /// Starting items: entry points, and the seeds of the heaviest query terms.
 void meet_starts(const Storage &storage, const Query &query, Scratch &scratch) {
@@ -166,7 +205,6 @@ void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scra
 /// Best-first walk that goes through every item but collects only allowed ones.
 void walk_filtered(const Storage &storage, const Query &query, const SearchOptions &options, size_t width,
                    Scratch &scratch, SearchCounts &counts) {
-    const Ranking plain;
     auto worse_first = [](const Candidate &a, const Candidate &b) { return better(a, b); };
     auto better_first = [](const Candidate &a, const Candidate &b) { return better(b, a); };
     std::vector<Candidate> &found = scratch.pool, &frontier = scratch.frontier;
@@ -174,7 +212,7 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
     frontier.clear();
     auto take_block = [&] {
         const std::span<const uint32_t> block = scratch.block();
-        score_items(storage, query, plain, Stage::Hybrid, block, scratch, counts);
+        score_items(storage, query, block, scratch, counts);
         for (size_t i = 0; i < block.size(); ++i) {
             const Candidate c{scratch.scores[i], block[i]};
             if (found.size() >= width && !better(c, found.front())) continue;
@@ -209,12 +247,11 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
 /// Scores every allowed item by code and keeps the `width` best.
 void scan(const Storage &storage, const Query &query, const SearchOptions &options, size_t width, Scratch &scratch,
           SearchCounts &counts) {
-    const Ranking plain;
     std::vector<Candidate> &found = scratch.pool;
     found.clear();
     scratch.items.clear();
     auto flush = [&] {
-        score_items(storage, query, plain, Stage::Hybrid, scratch.items, scratch, counts);
+        score_items(storage, query, scratch.items, scratch, counts);
         for (size_t i = 0; i < scratch.items.size(); ++i) {
             const Candidate c{scratch.scores[i], scratch.items[i]};
             if (found.size() >= width && !better(c, found.front())) continue;
@@ -246,25 +283,45 @@ bool scan_is_cheaper(const Storage &storage, const SearchOptions &options, size_
 } // namespace
 
 void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width,
-          bool two_stage, Scratch &scratch, SearchCounts &counts) {
+          Scratch &scratch, SearchCounts &counts) {
     Beam beam(scratch.beam, width);
+    FirstLook look(storage, query, ranking);
     scratch.begin(storage.size());
-    Stage stage = two_stage && query.dense_factor != 0 && query.sparse_factor != 0 ? Stage::DenseOnly : Stage::Hybrid;
     constexpr size_t kTogether = 2; ///< items expanded at once: longer blocks hide more of the memory's latency
     auto take_block = [&] {
-        const std::span<const uint32_t> block = scratch.block();
-        score_items(storage, query, ranking, stage, block, scratch, counts);
-        for (size_t i = 0; i < block.size(); ++i) {
-            const size_t at = beam.insert(Beam::key(scratch.scores[i], block[i]));
-            if (at >= beam.cursor() + kTogether) continue;
-            const uint32_t *row = links.row(block[i]); // likely the next to be expanded
-            for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
+        std::span<const uint32_t> items = scratch.block();
+        if (scratch.scores.size() < items.size()) scratch.scores.resize(2 * items.size());
+        if (scratch.items.size() < items.size()) scratch.items.resize(2 * items.size());
+        float *const scores = scratch.scores.data();
+        kernels().score_heads(storage.view(), query, items.data(), items.size(), scores);
+        counts.heads += items.size();
+        const float bar = beam.size() == width ? look.bar(beam.worst()) : kNoBar;
+        if (bar != kNoBar) {
+            size_t left = 0;
+            for (size_t i = 0; i < items.size(); ++i) { // without a branch: the outcome cannot be predicted
+                scratch.items[left] = items[i];
+                scores[left] = scores[i];
+                left += scores[i] > bar ? 1 : 0;
+            }
+            items = {scratch.items.data(), left};
+            kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
+        } else {
+            scratch.estimates.assign(scores, scores + items.size());
+            kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
+            look.learn(scratch.estimates.data(), scores, items.size());
         }
+        count_scored(query, items.size(), counts);
+        ranking.apply(items.data(), items.size(), scores);
+        for (size_t i = 0; i < items.size(); ++i) beam.insert(Beam::key(scores[i], items[i]));
+        beam.each_open(kTogether, [&](uint32_t item) {
+            const uint32_t *row = links.row(item);
+            for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
+            __builtin_prefetch(row + links.stride - 1);
+        });
     };
     meet_starts(storage, query, scratch);
     take_block();
     for (uint32_t item = beam.next(); item != kNoItem; item = beam.next()) {
-        const float before = beam.best();
         scratch.open_block();
         for (size_t taken = 0; item != kNoItem; item = beam.next()) {
             ++counts.hops;
@@ -272,16 +329,6 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
             if (++taken == kTogether) break;
         }
         take_block();
-        if (stage == Stage::DenseOnly && beam.best() <= before) {
-            // The dense walk has arrived: score the whole beam once with both parts and go on with both.
-            stage = Stage::Hybrid;
-            scratch.items.clear();
-            for (size_t i = 0; i < beam.size(); ++i) scratch.items.push_back(Beam::item_of(beam[i]));
-            score_items(storage, query, ranking, stage, scratch.items, scratch, counts);
-            for (size_t i = 0; i < beam.size(); ++i)
-                beam[i] = Beam::key(scratch.scores[i], scratch.items[i]) - 1 + (beam[i] & 1U);
-            beam.sort();
-        }
     }
     scratch.end();
     scratch.pool.clear();
@@ -295,8 +342,7 @@ void search_one(const Storage &storage, const Query &query, const SearchOptions 
     if (k == 0) return;
     const size_t width = std::max(options.beam, k);
     if (options.allowed == nullptr && !options.has_deleted) {
-        walk(storage, storage.links, query, {}, std::min(width, storage.size()), storage.config.two_stage, scratch,
-             counts);
+        walk(storage, storage.links, query, {}, std::min(width, storage.size()), scratch, counts);
     } else if (options.num_allowed <= std::max<size_t>(512, 4 * width)) {
         search_exact_one(storage, query, {k, width, options.allowed, options.num_allowed, options.has_deleted}, scratch,
                          out);

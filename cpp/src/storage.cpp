@@ -63,6 +63,7 @@ Storage::Storage(const Config &c) : config(c) {
     layout.dense = c.dense_code;
     layout.dim = c.dim;
     layout.terms = static_cast<uint32_t>((c.doc_terms + kValueGroup - 1) / kValueGroup * kValueGroup);
+    layout.sketch = c.two_stage;
     row_begin.push_back(0);
     links.stride = c.degree;
     seeds.per_term = c.seeds_per_term;
@@ -70,14 +71,18 @@ Storage::Storage(const Config &c) : config(c) {
 
 void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::vector<uint32_t> &order,
                      int num_threads) {
-    const size_t first = size(), count = order.size(), dim = config.dim, stride = layout.stride();
-    Buffer<uint8_t> encoded(count * stride);
+    const size_t first = size(), count = order.size(), dim = config.dim;
+    const size_t head_stride = layout.head_stride(), tail_stride = layout.tail_stride();
+    Buffer<uint8_t> new_heads(count * head_stride), new_tails(count * tail_stride);
+    uint8_t *const to_heads = new_heads.data(), *const to_tails = new_tails.data();
     parallel_for(count, num_threads, 64, [&](int, size_t i) {
-        encode_item(layout, batch.dense_row(order[i], dim), batch.sparse_row(order[i]), &encoded[i * stride]);
+        encode_item(layout, batch.dense_row(order[i], dim), batch.sparse_row(order[i]), to_heads + i * head_stride,
+                    to_tails + i * tail_stride);
     });
     ids.reserve(first + count); // all memory first: running out leaves the storage as it was
     deleted.reserve(first + count);
-    records.reserve((first + count) * stride);
+    heads.reserve((first + count) * head_stride);
+    tails.reserve((first + count) * tail_stride);
     row_begin.reserve(first + count + 1);
     if (config.similarity != Similarity::InnerProduct) norms.reserve(first + count);
     links.data.reserve((first + count) * links.stride);
@@ -86,7 +91,8 @@ void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::
     dense.reserve((first + count) * dim);
     terms.prepare(batch.terms, nonzeros);
     values.prepare(batch.values, nonzeros);
-    records.append(encoded.data(), encoded.size());
+    heads.append(new_heads.data(), new_heads.size());
+    tails.append(new_tails.data(), new_tails.size());
     const std::vector<float> absent(dim, 0.F);
     for (const uint32_t item : order) {
         const float *row = batch.dense_row(item, dim);
@@ -107,10 +113,25 @@ void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::
     links.data.resize((first + count) * links.stride, kNoItem);
 }
 
+void Storage::encode() {
+    const size_t n = size(), dim = config.dim, head_stride = layout.head_stride(), tail_stride = layout.tail_stride();
+    heads = Buffer<uint8_t>(n * head_stride);
+    tails = Buffer<uint8_t>(n * tail_stride);
+    std::vector<float> vector(dim);
+    RowMemory memory;
+    for (size_t i = 0; i < n; ++i) {
+        dense.read(i * dim, dim, vector.data());
+        SparseRow row = sparse_row(i, memory);
+        if (!std::isfinite(squared_length(row.values, row.size))) row = {};
+        encode_item(layout, vector.data(), row, heads.data() + i * head_stride, tails.data() + i * tail_stride);
+    }
+}
+
 void Storage::truncate(size_t count) {
     ids.resize(count);
     deleted.resize(count);
-    records.resize(count * layout.stride());
+    heads.resize(count * layout.head_stride());
+    tails.resize(count * layout.tail_stride());
     dense.resize(count * config.dim);
     row_begin.resize(count + 1);
     terms.resize(row_begin[count]);
@@ -126,7 +147,7 @@ void Storage::truncate(size_t count) {
 
 Storage Storage::select(const std::vector<uint32_t> &order) const {
     Storage out(config);
-    const size_t count = order.size(), stride = layout.stride(), dim = config.dim;
+    const size_t count = order.size(), dim = config.dim;
     std::vector<uint32_t> renumbered(size(), kNoItem);
     size_t nonzeros = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -134,7 +155,8 @@ Storage Storage::select(const std::vector<uint32_t> &order) const {
         nonzeros += row_begin[order[i] + 1] - row_begin[order[i]];
     }
     out.ids.reserve(count);
-    out.records.reserve(count * stride);
+    out.heads.reserve(count * layout.head_stride());
+    out.tails.reserve(count * layout.tail_stride());
     out.dense = dense.empty_like();
     out.terms = terms.empty_like();
     out.values = values.empty_like();
@@ -147,7 +169,8 @@ Storage Storage::select(const std::vector<uint32_t> &order) const {
         const size_t begin = row_begin[item], size = row_begin[item + 1] - begin;
         out.ids.push_back(ids[item]);
         out.deleted.push_back(deleted[item]);
-        out.records.append(record(item), stride);
+        out.heads.append(head(item), layout.head_stride());
+        out.tails.append(tail(item), layout.tail_stride());
         out.dense.append(dense, item * dim, dim);
         out.terms.append(terms, begin, size);
         out.values.append(values, begin, size);

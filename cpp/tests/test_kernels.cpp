@@ -45,6 +45,7 @@ void compare(const Shape &shape, uint32_t seed) {
     config.dim = shape.dim;
     config.dense_code = shape.code;
     config.doc_terms = shape.doc_terms;
+    config.two_stage = seed % 2 == 0;
     const Storage storage = items::store(rows, config);
     if (shape.halves) CHECK(storage.dense.is_narrow() && storage.values.is_narrow());
     CHECK(storage.terms.is_narrow() == (shape.vocabulary <= 65'536 || storage.terms.size() == 0));
@@ -59,16 +60,18 @@ void compare(const Shape &shape, uint32_t seed) {
             prepare_query(storage.layout, batch.dense_row(q, shape.dim), batch.sparse_row(q), q == 1 ? 0.F : 0.75F,
                           q == 2 ? 0.F : 0.25F, q == 0 ? 0 : 5, query);
         else // as construction does; it has no full-precision form
-            query_from_record(storage.layout, storage.record(5), 0.5F, 0.5F, storage.sparse_row(5, memory), query);
+            query_from_records(storage.layout, storage.head(5), storage.tail(5), 0.5F, 0.5F,
+                               storage.sparse_row(5, memory), query);
         for (const size_t count : {size_t{0}, size_t{1}, size_t{2}, size_t{7}, kItems}) {
             std::vector<float> plain(kItems, -1), fast(kItems, -1);
             for (const std::string &level : available_kernels()) {
                 const Kernels &other = kernels(level);
-                for (const Stage stage : {Stage::DenseOnly, Stage::Hybrid}) {
-                    kernels("scalar").score_codes(storage.view(), query, stage, ids.data(), count, plain.data());
-                    other.score_codes(storage.view(), query, stage, ids.data(), count, fast.data());
-                    for (size_t i = 0; i < count; ++i) CHECK_FOR(name_of(level, shape), near(plain[i], fast[i], size));
-                }
+                kernels("scalar").score_heads(storage.view(), query, ids.data(), count, plain.data());
+                other.score_heads(storage.view(), query, ids.data(), count, fast.data());
+                for (size_t i = 0; i < count; ++i) CHECK_FOR(name_of(level, shape), near(plain[i], fast[i], size));
+                kernels("scalar").score_tails(storage.view(), query, ids.data(), count, plain.data());
+                other.score_tails(storage.view(), query, ids.data(), count, fast.data());
+                for (size_t i = 0; i < count; ++i) CHECK_FOR(name_of(level, shape), near(plain[i], fast[i], size));
                 if (q == kQueries) continue;
                 kernels("scalar").score_exact(storage.view(), query, ids.data(), count, 0, plain.data());
                 other.score_exact(storage.view(), query, ids.data(), count, 0, fast.data());

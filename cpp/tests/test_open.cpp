@@ -11,7 +11,7 @@ namespace {
 /// The arrays of a small index, to be damaged.
 struct Arrays {
     std::vector<int64_t> ids;
-    std::vector<uint8_t> deleted, records;
+    std::vector<uint8_t> deleted, heads, tails;
     std::vector<float> dense, values, norms;
     std::vector<uint64_t> row_begin;
     std::vector<uint16_t> terms;
@@ -45,19 +45,19 @@ Config small_config() {
 Arrays arrays_of(const Index &index) {
     const Storage &s = index.storage();
     CHECK(s.terms.is_narrow() && !s.dense.is_narrow() && !s.values.is_narrow());
-    return {copy(s.ids),         copy(s.deleted),
-            copy(s.records),     copy(s.dense),
-            copy(s.values),      copy(s.norms),
-            copy(s.row_begin),   {s.terms.narrow_data(), s.terms.narrow_data() + s.terms.size()},
-            copy(s.links.data),  copy(s.entries),
-            copy(s.seeds.items), s.seeds.num_buckets};
+    return {copy(s.ids),        copy(s.deleted),   copy(s.heads),
+            copy(s.tails),      copy(s.dense),     copy(s.values),
+            copy(s.norms),      copy(s.row_begin), {s.terms.narrow_data(), s.terms.narrow_data() + s.terms.size()},
+            copy(s.links.data), copy(s.entries),   copy(s.seeds.items),
+            s.seeds.num_buckets};
 }
 
 std::unique_ptr<Index> open(const Config &config, const Arrays &a, bool borrow) {
     SavedArrays saved;
     saved.ids = a.ids;
     saved.deleted = a.deleted;
-    saved.records = a.records;
+    saved.heads = a.heads;
+    saved.tails = a.tails;
     saved.dense = std::span<const float>(a.dense);
     saved.values = std::span<const float>(a.values);
     saved.norms = a.norms;
@@ -119,7 +119,8 @@ int main() {
         {"an id twice", [](Arrays &a) { a.ids[0] = a.ids[1] = 39; }},
         {"ids too short", [](Arrays &a) { a.ids.pop_back(); }},
         {"deleted too short", [](Arrays &a) { a.deleted.pop_back(); }},
-        {"records too short", [](Arrays &a) { a.records.pop_back(); }},
+        {"heads too short", [](Arrays &a) { a.heads.pop_back(); }},
+        {"tails too short", [](Arrays &a) { a.tails.pop_back(); }},
         {"dense too short", [](Arrays &a) { a.dense.pop_back(); }},
         {"values too long", [](Arrays &a) { a.values.push_back(1); }},
         {"norms too short", [](Arrays &a) { a.norms.pop_back(); }},

@@ -41,12 +41,12 @@ void walks_to_the_end() {
     const Storage storage = line(50);
     Scratch scratch;
     SearchCounts counts;
-    walk(storage, storage.links, query_of(storage, 1), {}, 3, false, scratch, counts);
+    walk(storage, storage.links, query_of(storage, 1), {}, 3, scratch, counts);
     CHECK(scratch.pool.size() == 3);
     for (size_t i = 0; i < 3; ++i)
         CHECK(scratch.pool[i].item == 49 - i && scratch.pool[i].score == 49.F - static_cast<float>(i));
     CHECK(counts.hops >= 25 && counts.dense >= 25 && counts.sparse == 0);
-    walk(storage, storage.links, query_of(storage, -1), {}, 50, false, scratch, counts);
+    walk(storage, storage.links, query_of(storage, -1), {}, 50, scratch, counts);
     CHECK(scratch.pool.size() == 50);
     for (size_t i = 0; i < scratch.pool.size(); ++i) CHECK(scratch.pool[i].item == i);
     for (const uint64_t word : scratch.visited) CHECK(word == 0); // left clean for the next search
@@ -113,8 +113,43 @@ void built_graphs() {
     Query query;
     const ItemBatch batch = rows.batch();
     prepare_query(storage.layout, batch.dense_row(0, 16), batch.sparse_row(0), 0.5F, 0.5F, 0, query);
-    walk(storage, storage.links, query, {}, 700, false, scratch, counts);
+    walk(storage, storage.links, query, {}, 700, scratch, counts);
     CHECK_FOR(std::to_string(scratch.pool.size()) + " of 700", scratch.pool.size() >= 665);
+}
+
+/// A first look leaves out most of what does not matter, and little of what does.
+void first_look() {
+    const items::Items rows = items::make(3000, 64, 20, 200, 11), queries = items::make(60, 64, 20, 200, 12);
+    size_t common = 0, heads[2] = {}, scored[2] = {};
+    std::vector<std::vector<uint32_t>> found[2];
+    for (const bool two_stage : {false, true}) {
+        Config config;
+        config.dim = 64;
+        config.two_stage = two_stage;
+        Index index(config);
+        index.add(rows.batch(), rows.ids.data(), 2, {});
+        const Storage &storage = index.storage();
+        const ItemBatch batch = queries.batch();
+        for (size_t q = 0; q < 60; ++q) {
+            Scratch scratch;
+            SearchCounts counts;
+            Query query;
+            prepare_query(storage.layout, batch.dense_row(q, 64), batch.sparse_row(q), 0.5F, 0.5F, 0, query);
+            std::vector<Candidate> best;
+            search_one(storage, query, {10, 64, nullptr, 3000, false}, scratch, best, counts);
+            std::vector<uint32_t> ids;
+            for (const Candidate &c : best) ids.push_back(static_cast<uint32_t>(storage.ids[c.item]));
+            found[two_stage ? 1 : 0].push_back(ids);
+            heads[two_stage ? 1 : 0] += counts.heads;
+            scored[two_stage ? 1 : 0] += counts.dense;
+        }
+    }
+    for (size_t q = 0; q < 60; ++q)
+        for (const uint32_t id : found[1][q])
+            common += static_cast<size_t>(std::count(found[0][q].begin(), found[0][q].end(), id));
+    CHECK(heads[0] == scored[0]);
+    CHECK_FOR(std::to_string(scored[1]) + " of " + std::to_string(heads[1]), 5 * scored[1] < 4 * heads[1]);
+    CHECK_FOR(std::to_string(common), common >= 570);
 }
 
 } // namespace
@@ -124,5 +159,6 @@ int main() {
     answers();
     the_promise_without_links();
     built_graphs();
+    first_look();
     return check::report();
 }

@@ -1,11 +1,15 @@
-// Traversal codes: one fixed-size record an item (quantised dense part, heaviest terms), and the query in matching
+// Traversal codes: two fixed-size records an item (quantised dense part, heaviest terms), and the query in matching
 // form.
 //
-// Record, `stride` bytes, 64-byte aligned:
-//   dense   int4: two dimensions a byte | int8: one byte | float32
-//   terms   uint16 fingerprints in groups of kValueGroup, largest value first, padded with kNoTerm
-//   values  int8, one a group: the mean of its terms' values
+// Head, `head_stride` bytes, 64-byte aligned; by itself an estimate of the item's score:
+//   signs   a bit a dimension, 1: not negative (none where a first look at heads is not asked for, but for int4)
 //   steps   float32 dense step, float32 sparse step (0 where the part is absent)
+//   level   uint8: what a sign stands for, in steps
+//   values  int8, one a group of kValueGroup terms: the mean of their values
+//   terms   uint16 fingerprints of the first kHeadTerms terms, largest value first, padded with kNoTerm
+// Tail, `tail_stride` bytes, 64-byte aligned; the rest:
+//   dense   int4: three planes of a bit a dimension, 4, 2 and 1 each, beside the signs' 8 | int8: one byte | float32
+//   terms   the other fingerprints
 #pragma once
 #include "column.hpp"
 
@@ -33,26 +37,34 @@ struct SparseRow {
     size_t size = 0;
 };
 
+constexpr size_t kHeadTerms = 32;
+
 struct CodeLayout {
     DenseCode dense = DenseCode::Int4;
     uint32_t dim = 0;
-    uint32_t terms = 0; ///< kept terms an item, whole groups; 0 when traversal reads the stored full vectors
+    uint32_t terms = 0;  ///< kept terms an item, whole groups; 0 when traversal reads the stored full vectors
+    bool sketch = false; ///< heads are to estimate scores
 
-    /// Bits of one dimension.
-    SPARING_INLINE size_t bits() const { return dense == DenseCode::Int4 ? 4 : dense == DenseCode::Int8 ? 8 : 32; }
-    SPARING_INLINE size_t padded_dim() const {
-        const size_t unit = bits() == 4 ? 128 : bits() == 8 ? 64 : 16;
-        return (dim + unit - 1) / unit * unit;
+    SPARING_INLINE size_t padded_dim() const { return (size_t{dim} + 63) / 64 * 64; }
+    SPARING_INLINE bool has_signs() const { return sketch || dense == DenseCode::Int4; }
+    /// Bytes of one bit a dimension.
+    SPARING_INLINE size_t plane_bytes() const { return padded_dim() / 8; }
+    SPARING_INLINE size_t head_terms() const { return terms < kHeadTerms ? terms : kHeadTerms; }
+    SPARING_INLINE size_t steps_offset() const { return has_signs() ? plane_bytes() : 0; }
+    SPARING_INLINE size_t level_offset() const { return steps_offset() + 8; }
+    SPARING_INLINE size_t values_offset() const { return level_offset() + 1; }
+    SPARING_INLINE size_t head_terms_offset() const {
+        return (values_offset() + (terms + kValueGroup - 1) / kValueGroup + 1) / 2 * 2;
     }
-    SPARING_INLINE size_t dense_bytes() const { return padded_dim() * bits() / 8; }
-    SPARING_INLINE size_t terms_offset() const { return dense_bytes(); }
-    SPARING_INLINE size_t values_offset() const { return terms_offset() + 2 * size_t{terms}; }
-    SPARING_INLINE size_t steps_offset() const {
-        return (values_offset() + (terms + kValueGroup - 1) / kValueGroup + 3) / 4 * 4;
+    SPARING_INLINE size_t head_stride() const { return (head_terms_offset() + 2 * head_terms() + 63) / 64 * 64; }
+    SPARING_INLINE size_t tail_terms_offset() const {
+        return dense == DenseCode::Int4   ? 3 * plane_bytes()
+               : dense == DenseCode::Int8 ? padded_dim()
+                                          : 4 * padded_dim();
     }
-    SPARING_INLINE size_t stride() const { return (steps_offset() + 8 + 63) / 64 * 64; }
-    /// Zero point of the unsigned dense codes: value = (code - zero) * step.
-    SPARING_INLINE float zero() const { return bits() == 4 ? 7.5F : 128.F; }
+    SPARING_INLINE size_t tail_stride() const {
+        return (tail_terms_offset() + 2 * (terms - head_terms()) + 63) / 64 * 64;
+    }
 };
 
 /// Query terms in a perfect (or nearly perfect) hash of 64 buckets, so that 32 item terms are looked up in a few
@@ -83,6 +95,7 @@ struct Query {
     std::vector<float, AlignedAllocator<float>> dense_float;
     int32_t dense_sum = 0;
     float dense_factor = 0;  ///< 0: the dense part does not count
+    float sign_factor = 0;   ///< for the estimate from signs
     float sparse_factor = 0; ///< for quantised terms
     float dense_weight = 0;  ///< for full-precision scores
     float sparse_weight = 0; ///< for full-precision scores, alignment included
@@ -90,16 +103,16 @@ struct Query {
     std::vector<uint32_t> seed_terms; ///< heaviest query terms first
 };
 
-/// Writes the record of one item; `dense` may be null, `row.size` may be 0.
-void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *record);
+/// Writes the records of one item; `dense` may be null, `row.size` may be 0.
+void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *head, uint8_t *tail);
 
 /// Prepares a query. Only its `query_terms` heaviest terms (0: all) drive traversal; full-precision scores use all of
 /// them.
 void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow &row, float dense_weight,
                    float sparse_weight, size_t query_terms, Query &query);
 
-/// Turns an item's own record into a query (construction compares items with items).
-void query_from_record(const CodeLayout &layout, const uint8_t *record, float dense_weight, float sparse_weight,
-                       const SparseRow &full, Query &query);
+/// Turns an item's own records into a query (construction compares items with items).
+void query_from_records(const CodeLayout &layout, const uint8_t *head, const uint8_t *tail, float dense_weight,
+                        float sparse_weight, const SparseRow &full, Query &query);
 
 } // namespace sparing

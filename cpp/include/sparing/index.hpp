@@ -23,7 +23,8 @@ struct SearchOutput {
 /// The arrays of a saved index, borrowed; `owner` keeps them alive.
 struct SavedArrays {
     std::span<const int64_t> ids;
-    std::span<const uint8_t> deleted, records;
+    std::span<const uint8_t> deleted, heads, tails;
+    bool has_records = true; ///< false: heads and tails are to be made from the vectors
     std::variant<std::span<const Half>, std::span<const float>> dense, values;
     std::variant<std::span<const uint16_t>, std::span<const uint32_t>> terms;
     std::span<const float> norms;

@@ -9,22 +9,29 @@ namespace sparing {
 /// What the kernels read: records, and the stored full-precision vectors.
 struct ItemView {
     CodeLayout layout;
-    const uint8_t *records = nullptr;
+    const uint8_t *heads = nullptr, *tails = nullptr;
     const Column<float> *dense = nullptr; ///< (n, dim) full precision, rows of absent parts are zero
     const uint64_t *row_begin = nullptr;
     const Column<uint32_t> *terms = nullptr;
     const Column<float> *values = nullptr;
 };
 
-enum class Stage { DenseOnly, Hybrid };
-
 struct Kernels {
     const char *name;
-    /// out[i] = traversal score of item ids[i].
-    void (*score_codes)(const ItemView &, const Query &, Stage, const uint32_t *ids, size_t count, float *out);
+    /// out[i] = what the head of item ids[i] says about its score.
+    void (*score_heads)(const ItemView &, const Query &, const uint32_t *ids, size_t count, float *out);
+    /// Makes of scores by heads traversal scores, in place.
+    void (*score_tails)(const ItemView &, const Query &, const uint32_t *ids, size_t count, float *scores);
     /// out[i] = full-precision score of item ids[i]; `coming` more ids behind them may be fetched into the cache.
     void (*score_exact)(const ItemView &, const Query &, const uint32_t *ids, size_t count, size_t coming, float *out);
 };
+
+/// out[i] = traversal score of item ids[i].
+inline void score_codes(const Kernels &kernels, const ItemView &view, const Query &query, const uint32_t *ids,
+                        size_t count, float *out) {
+    kernels.score_heads(view, query, ids, count, out);
+    kernels.score_tails(view, query, ids, count, out);
+}
 
 /// The best kernels of this CPU, or those named by the environment variable SPARING_SIMD (scalar, avx2, avx512).
 const Kernels &kernels();

@@ -15,7 +15,7 @@ inline bool better(const Candidate &a, const Candidate &b) {
 }
 
 struct SearchCounts {
-    uint64_t hops = 0, dense = 0, sparse = 0, exact = 0;
+    uint64_t hops = 0, heads = 0, dense = 0, sparse = 0, exact = 0;
 };
 
 struct SearchOptions {
@@ -33,7 +33,7 @@ struct Scratch {
     size_t num_met = 0, block_begin = 0;
     std::vector<uint64_t> beam;
     std::vector<uint32_t> items;
-    std::vector<float> scores;
+    std::vector<float> scores, estimates;
     std::vector<Candidate> pool, frontier;
     Query query;
 
@@ -65,7 +65,7 @@ struct Ranking {
 
 /// Fills scratch.pool with the `width` best items found, best first. `links` may be wider than storage.links.
 void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width,
-          bool two_stage, Scratch &scratch, SearchCounts &counts);
+          Scratch &scratch, SearchCounts &counts);
 
 /// The k best items by exact score among those allowed, best first, fewer if there are fewer.
 void search_one(const Storage &storage, const Query &query, const SearchOptions &options, Scratch &scratch,

@@ -26,7 +26,7 @@ struct Config {
     uint32_t num_entries = 32;
     uint32_t seeds_per_term = 8;
     uint32_t seed_terms = 8; ///< heaviest query terms that open a search
-    bool two_stage = false;
+    bool two_stage = true;   ///< walks look at heads first
     uint64_t seed = 0;
 };
 
@@ -84,7 +84,7 @@ struct Storage {
     CodeLayout layout;
     Buffer<int64_t> ids;
     Buffer<uint8_t> deleted;
-    Buffer<uint8_t> records;
+    Buffer<uint8_t> heads, tails; ///< the records of codes.hpp
     Column<float> dense;
     Buffer<uint64_t> row_begin;
     Column<uint32_t> terms;
@@ -97,7 +97,7 @@ struct Storage {
 
     explicit Storage(const Config &config);
     size_t size() const { return ids.size(); }
-    ItemView view() const { return {layout, records.data(), &dense, row_begin.data(), &terms, &values}; }
+    ItemView view() const { return {layout, heads.data(), tails.data(), &dense, row_begin.data(), &terms, &values}; }
     /// The full sparse row of an item, written to `memory`.
     SparseRow sparse_row(size_t i, RowMemory &memory) const {
         const size_t begin = row_begin[i], size = row_begin[i + 1] - begin;
@@ -107,11 +107,13 @@ struct Storage {
         values.read(begin, size, memory.values.data());
         return {memory.terms.data(), memory.values.data(), size};
     }
-    uint8_t *record(size_t i) { return &records[i * layout.stride()]; }
-    const uint8_t *record(size_t i) const { return records.data() + i * layout.stride(); }
+    const uint8_t *head(size_t i) const { return heads.data() + i * layout.head_stride(); }
+    const uint8_t *tail(size_t i) const { return tails.data() + i * layout.tail_stride(); }
 
     /// Appends items `order[i]` of the batch (vectors, codes, empty links); links and entries come later.
     void append(const ItemBatch &batch, const int64_t *ids, const std::vector<uint32_t> &order, int num_threads);
+    /// Writes the records anew from the stored vectors; a sparse part that is not finite counts as absent.
+    void encode();
     /// Drops the items from `count` on, and links to them.
     void truncate(size_t count);
     /// A new storage with items order[0], order[1], ... of this one; links are renumbered, links to others dropped.

@@ -98,7 +98,10 @@ def align(rows: Rows, *, statistic: AlignmentStatistic = "std", num_pairs: int =
     sparse_scores = np.asarray(matrix[left].multiply(matrix[right]).sum(axis=1)).ravel()
     dense_spread, sparse_spread = _spread(dense_scores, statistic), _spread(sparse_scores, statistic)
     usable = np.isfinite(dense_spread) and np.isfinite(sparse_spread) and dense_spread > 0 and sparse_spread > 0
-    scale = float(np.float32(dense_spread / sparse_spread)) if usable else 1.0
+    with np.errstate(over="ignore"):
+        scale = float(np.float32(dense_spread / sparse_spread)) if usable else 1.0
+    if not 0 < scale < np.inf:  # spreads further apart than float32 reaches
+        scale = 1.0
     return Alignment(scale, dense_spread, sparse_spread, num_pairs, seed, statistic)
 
 

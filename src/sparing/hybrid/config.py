@@ -28,7 +28,7 @@ class HybridConfig(Settings):
         doc_terms: heaviest terms of an item kept for traversal, 1 to 4096, rounded up to whole groups of 8; ``None``
             reads all of them at full precision.
         query_terms: heaviest terms of a query used in traversal; ``None`` uses all.
-        two_stage: dense distances only until the walk stops improving, hybrid ones after that.
+        two_stage: a search looks at each item's signs and heaviest terms first, and scores only those that may be good.
         weights: weights of construction, dense and sparse.
         similarity: how construction compares items: inner product, L2 or cosine of the joint vector.
         num_entries: at least so many items open a search, 1 to 65536: seeds, made up by items spread over the index.
@@ -47,7 +47,7 @@ class HybridConfig(Settings):
     dense_code: Literal["int4", "int8", "float32"] = "int4"
     doc_terms: Annotated[int, Field(ge=1, le=4096)] | None = 56
     query_terms: Annotated[int, Field(ge=1, le=65536)] | None = None
-    two_stage: bool = False
+    two_stage: bool = True
     weights: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 0.5)
     similarity: Literal["ip", "l2", "cosine"] = "ip"
     num_entries: Annotated[int, Field(ge=1, le=65536)] = 32

@@ -33,10 +33,11 @@ from sparing.runs import Progress, read_artifact, verify_artifact, write_artifac
 __all__ = ["HybridIndex"]
 
 SCHEMA = "sparing.hybrid.index"
-VERSION = 1  # 1: first format
+VERSION = 2  # 1: one record an item, made anew from the vectors when read; 2: heads and tails
+RECORDS = ("heads", "tails")
 DTYPES = {
     "ids": "int64",
-    **dict.fromkeys(("deleted", "records"), "uint8"),
+    **dict.fromkeys(("deleted", *RECORDS), "uint8"),
     **dict.fromkeys(("dense", "values"), "float16 float32"),  # 16 bits where every number fits them exactly
     "terms": "uint16 uint32",
     "norms": "float32",
@@ -223,7 +224,8 @@ class HybridIndex:
         arrays = self._native.sizes()
         items = len(self)
         entry_bytes = arrays["entries"] + arrays["seeds"]
-        index_bytes = arrays["records"] + arrays["links"] + entry_bytes
+        code_bytes = arrays["heads"] + arrays["tails"]
+        index_bytes = code_bytes + arrays["links"] + entry_bytes
         vectors = sum(arrays[name] for name in ("dense", "row_begin", "terms", "values", "ids", "norms", "deleted"))
         return IndexStats(
             num_items=items,
@@ -231,7 +233,7 @@ class HybridIndex:
             dim=self._dim,
             num_nonzeros=arrays["num_nonzeros"],
             num_links=arrays["num_links"],
-            code_bytes=arrays["records"],
+            code_bytes=code_bytes,
             link_bytes=arrays["links"],
             entry_bytes=entry_bytes,
             vector_bytes=vectors,
@@ -285,20 +287,22 @@ class HybridIndex:
             FormatError: truncated, altered, or another kind of file. VersionError: written by a newer release.
             OSError: the file cannot be read.
         """
-        artifact = read_artifact(path, schema=SCHEMA, versions={VERSION}, mmap=mmap)
+        artifact = read_artifact(path, schema=SCHEMA, versions={1, VERSION}, mmap=mmap)
         try:
             config = make_config(artifact.meta["config"])
             alignment = Alignment.from_dict(artifact.meta["alignment"])
             dim, buckets = int(artifact.meta["dim"]), int(artifact.meta["seed_buckets"])
             if not 0 <= dim <= MAX_DIM:
                 raise FormatError(f"dim is {dim}")
-            wrong = [name for name, dtypes in DTYPES.items() if artifact.arrays[name].dtype.name not in dtypes.split()]
+            stored = {name for name in DTYPES if artifact.version > 1 or name not in RECORDS}
+            arrays: dict[str, Any] = {name: artifact.arrays[name] for name in stored}
+            wrong = [name for name in sorted(stored) if arrays[name].dtype.name not in DTYPES[name].split()]
             if wrong:
-                raise FormatError(f"{wrong[0]} has dtype {artifact.arrays[wrong[0]].dtype}")
+                raise FormatError(f"{wrong[0]} has dtype {arrays[wrong[0]].dtype}")
             index = cls(None, config, alignment, dim)
             index._read_only = mmap
-            bits = {name: array.view(np.uint16) for name, array in artifact.arrays.items() if array.dtype == np.float16}
-            arrays = {**artifact.arrays, **bits, "seed_buckets": buckets}
+            arrays |= {name: array.view(np.uint16) for name, array in arrays.items() if array.dtype == np.float16}
+            arrays["seed_buckets"] = buckets
             index._native = core.Index.open(index._native_config(), arrays, mmap)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise FormatError(f"{os.fspath(path)}: not a readable hybrid index: {error}") from error
@@ -349,7 +353,7 @@ class HybridIndex:
                 "search in smaller batches"
             )
         start = time.perf_counter()
-        ids, scores, hops, dense, sparse, rescored = self._native.search(
+        ids, scores, hops, met, dense, sparse, rescored = self._native.search(
             rows.count,
             rows.dense,
             rows.row_begin,
@@ -363,7 +367,7 @@ class HybridIndex:
             exact,
             check_count("num_threads", num_threads, 0, MAX_THREADS),
         )
-        stats = SearchStats(rows.count, hops, dense, sparse, rescored, time.perf_counter() - start)
+        stats = SearchStats(rows.count, hops, met, dense, sparse, rescored, time.perf_counter() - start)
         return SearchResult(ids[0], scores[0], stats) if single else SearchResult(ids, scores, stats)
 
     def _native_config(self) -> Any:

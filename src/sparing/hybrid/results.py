@@ -16,6 +16,7 @@ class SearchStats:
     Attributes:
         num_queries: queries answered.
         hops: items whose links were followed.
+        items_met: items looked at in traversal; with two stages, many only by their signs and heaviest terms.
         dense_evaluations: items whose dense part was scored in traversal.
         sparse_evaluations: items whose sparse part was scored in traversal.
         exact_evaluations: items re-scored at full precision.
@@ -24,6 +25,7 @@ class SearchStats:
 
     num_queries: int
     hops: int
+    items_met: int
     dense_evaluations: int
     sparse_evaluations: int
     exact_evaluations: int

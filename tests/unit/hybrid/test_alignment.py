@@ -90,3 +90,9 @@ def test_the_scale_is_in_the_scores_and_stays(small):
     before = measured.alignment
     measured.add(small.dense[200:] * 9, small.sparse[200:], ids=np.arange(200, 300))
     assert measured.alignment == before
+
+
+def test_spreads_too_far_apart_for_a_factor_give_one():
+    dense = np.array([[1.0], [3.0], [-1.0]], dtype=np.float32)
+    tiny = [{1: 1e-30}, {1: 2e-30}, {1: 1e-30}]  # products of 1e-60: no float32 factor brings them up
+    assert HybridIndex.build(dense, tiny).alignment.scale == 1.0

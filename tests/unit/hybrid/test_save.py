@@ -18,7 +18,7 @@ from sparing.errors import FormatError, ReadOnlyError, VersionError
 from sparing.hybrid import HybridConfig, HybridIndex
 from sparing.runs import read_artifact, write_artifact
 
-SCHEMA = "sparing.hybrid.index"
+SCHEMA, VERSION = "sparing.hybrid.index", 2
 OPENER = Path(__file__).with_name("open_in_children.py")
 
 
@@ -143,9 +143,9 @@ def test_what_cannot_be_written_or_read(index, tmp_path):
         HybridIndex.open(tmp_path / "missing")
     (tmp_path / "text").write_text("hello")
     (tmp_path / "nothing").write_bytes(b"")
-    write_artifact(tmp_path / "other", schema="other", version=1, arrays={}, meta={})
+    write_artifact(tmp_path / "other", schema="other", version=VERSION, arrays={}, meta={})
     write_artifact(tmp_path / "newer", schema=SCHEMA, version=99, arrays={}, meta={})
-    write_artifact(tmp_path / "hollow", schema=SCHEMA, version=1, arrays={}, meta={})
+    write_artifact(tmp_path / "hollow", schema=SCHEMA, version=VERSION, arrays={}, meta={})
     for name in ("text", "nothing", "other", "hollow"):
         for mmap in (False, True):
             with pytest.raises(FormatError):
@@ -236,7 +236,8 @@ REFUSED = {
     "id twice": array("ids", 0, 5),
     "negative id": array("ids", 0, -1),
     "very negative id": array("ids", 0, -(2**63)),
-    "records too short": replaced("records", lambda a: a[:-1]),
+    "heads too short": replaced("heads", lambda a: a[:-1]),
+    "tails too short": replaced("tails", lambda a: a[:-1]),
     "dense too short": replaced("dense", lambda a: a[:-1]),
     "links too short": replaced("links", lambda a: a[:-4]),
     "entries missing": replaced("entries", lambda a: a[:0]),
@@ -287,7 +288,8 @@ TOLERATED = {
     "nan in dense": array("dense", 0, np.nan),
     "inf in values": array("values", 0, np.inf),
     "nan in norms": array("norms", 0, np.nan),
-    "nan in records": replaced("records", lambda a: np.full_like(a, 255)),
+    "nan in heads": replaced("heads", lambda a: np.full_like(a, 255)),
+    "nan in tails": replaced("tails", lambda a: np.full_like(a, 255)),
     "terms out of order": replaced("terms", lambda a: a[::-1].copy()),
     "every item deleted": replaced("deleted", np.ones_like),
     "deleted is 7": array("deleted", 0, 7),
@@ -299,11 +301,11 @@ TOLERATED = {
 
 
 def forge(source, target, change):
-    artifact = read_artifact(source, schema=SCHEMA, versions={1})
+    artifact = read_artifact(source, schema=SCHEMA, versions={VERSION})
     arrays = {name: array.copy() for name, array in artifact.arrays.items()}
     meta = json.loads(json.dumps(artifact.meta))
     change(arrays, meta)
-    write_artifact(target, schema=SCHEMA, version=1, arrays=arrays, meta=meta)
+    write_artifact(target, schema=SCHEMA, version=VERSION, arrays=arrays, meta=meta)
 
 
 def outcomes(folder):
@@ -358,8 +360,8 @@ def test_many_nan_do_no_harm(tmp_path):
     def spoil(arrays, meta):
         arrays["dense"][rng.integers(0, arrays["dense"].size, 1000)] = np.nan
         arrays["norms"][::3] = np.nan
-        records = arrays["records"].view(np.float32)
-        records[rng.integers(0, records.size, 20_000)] = np.nan
+        heads = arrays["heads"].view(np.float32)
+        heads[rng.integers(0, heads.size, 20_000)] = np.nan
 
     for number in range(3):
         forge(tmp_path / "sound", tmp_path / "forged" / str(number), spoil)
@@ -460,7 +462,7 @@ def test_numbers_that_fit_16_bits_take_no_more(small, tmp_path):
 
     path = tmp_path / "halves"
     halves.save(path)
-    stored = read_artifact(path, schema="sparing.hybrid.index", versions={1}).arrays
+    stored = read_artifact(path, schema="sparing.hybrid.index", versions={VERSION}).arrays
     assert (stored["dense"].dtype, stored["values"].dtype, stored["terms"].dtype) == (np.float16, np.float16, np.uint16)
     queries = small.dense_queries, small.sparse_queries
     before = halves.search_exact(*queries, k=10)
