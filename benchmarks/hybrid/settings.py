@@ -23,7 +23,7 @@ WEIGHTS = ((0.5, 0.5), (0.25, 0.75), (0.75, 0.25), (0.1, 0.9))
 # One change each; the ladder from the naive setting is measured by `benchmarks.hybrid.run ladder`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "two-stage": {"two_stage": True},
+    "one stage": {"two_stage": False},
     "dense_code int8": {"dense_code": "int8"},
     "dense_code float32": {"dense_code": "float32"},
     "doc_terms 24": {"doc_terms": 24},

@@ -296,7 +296,10 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
         kernels().score_heads(storage.view(), query, items.data(), items.size(), scores);
         counts.heads += items.size();
         const float bar = beam.size() == width ? look.bar(beam.worst()) : kNoBar;
-        if (bar != kNoBar) {
+        const bool learns = bar == kNoBar;
+        if (learns) {
+            scratch.estimates.assign(scores, scores + items.size());
+        } else {
             size_t left = 0;
             for (size_t i = 0; i < items.size(); ++i) { // without a branch: the outcome cannot be predicted
                 scratch.items[left] = items[i];
@@ -304,12 +307,9 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
                 left += scores[i] > bar ? 1 : 0;
             }
             items = {scratch.items.data(), left};
-            kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
-        } else {
-            scratch.estimates.assign(scores, scores + items.size());
-            kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
-            look.learn(scratch.estimates.data(), scores, items.size());
         }
+        kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
+        if (learns) look.learn(scratch.estimates.data(), scores, items.size());
         count_scored(query, items.size(), counts);
         ranking.apply(items.data(), items.size(), scores);
         for (size_t i = 0; i < items.size(); ++i) beam.insert(Beam::key(scores[i], items[i]));

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 pytest.importorskip("sparing._core", reason="needs the compiled core")
 
 from sparing.hybrid import HybridIndex
+from sparing.runs import read_artifact, write_artifact
 
 FOLDER = Path(__file__).parent
 VERSIONS = [1]
@@ -65,3 +66,14 @@ def test_it_can_be_changed_and_saved(written, tmp_path):
 def test_it_is_small():
     for version in VERSIONS:
         assert (FOLDER / f"index-v{version}.sparing").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(("name", "number"), [("dense", np.nan), ("values", np.inf), ("values", np.nan)])
+@pytest.mark.parametrize("mmap", [False, True])
+def test_records_made_anew_from_bad_numbers_do_no_harm(tmp_path, name, number, mmap):
+    stored = read_artifact(FOLDER / "index-v1.sparing", schema="sparing.hybrid.index", versions={1})
+    arrays = {key: array.copy() for key, array in stored.arrays.items()}
+    arrays[name][:] = number
+    write_artifact(tmp_path / "bad", schema="sparing.hybrid.index", version=1, arrays=arrays, meta=stored.meta)
+    index = HybridIndex.open(tmp_path / "bad", mmap=mmap)
+    assert index.search(np.ones(20, np.float32), {1: 1.0}, k=5).ids.shape == (5,)

@@ -22,7 +22,7 @@ def recalls(index, dense, sparse, ids, data):
     return np.array(shares)
 
 
-@pytest.mark.parametrize("fields", [{}, {"two_stage": True}, {"doc_terms": None, "dense_code": "float32"}])
+@pytest.mark.parametrize("fields", [{}, {"two_stage": False}, {"doc_terms": None, "dense_code": "float32"}])
 def test_a_third_of_the_items_changed(fields):
     """10 % deleted, 10 % updated, 10 % added; before and after compact within .02 of a fresh build."""
     data = make_clustered(2200, seed=11)

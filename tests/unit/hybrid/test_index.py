@@ -63,7 +63,7 @@ OPTIONS = {
     "all terms": ({"doc_terms": None}, 0.95),
     "16 terms": ({"doc_terms": 16}, 0.8),
     "query terms": ({"query_terms": 8}, 0.8),
-    "two stages": ({"two_stage": True}, 0.9),
+    "one stage": ({"two_stage": False}, 0.9),
     "no seeds": ({"seeds_per_term": 0}, 0.9),
     "no seed terms": ({"seed_terms": 0}, 0.9),
     "one entry": ({"num_entries": 1}, 0.9),
@@ -97,7 +97,7 @@ def test_each_option_alone(clustered, name):
     assert recall(found.ids, top_ids(truth, np.arange(1500), 10)) >= floor
 
 
-@pytest.mark.parametrize("fields", [{}, {"two_stage": True, "dense_code": "int8"}, {"doc_terms": None}])
+@pytest.mark.parametrize("fields", [{}, {"two_stage": False, "dense_code": "int8"}, {"doc_terms": None}])
 def test_the_number_of_threads_changes_nothing(clustered, tmp_path, fields):
     data, config = clustered, HybridConfig(**fields)
     files, answers = [], []
