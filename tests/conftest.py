@@ -1,6 +1,7 @@
 """Fixtures for several rooms: tiny models with random weights, made on the spot, so that no test downloads anything."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 # Before any test imports transformers: a test that would reach for the network fails instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A shell starts what runs in its background with Ctrl-C ignored, and so would be what the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     *["red", "fox", "hen", "barn", "dog", "cat", "river", "stone", "bridge", "paper", "graph", "index", "search"],
