@@ -171,7 +171,7 @@ def sampling_probabilities(row, top_k, top_p):
     if top_k:
         row = np.where(row < np.sort(row)[-top_k], -np.inf, row)
     p = softmax(row)
-    ascending = np.argsort(p, kind="stable")
+    ascending = np.argsort(row, kind="stable")  # by logits: two of them may have one probability
     drop = np.cumsum(p[ascending]) <= 1 - top_p
     drop[-1] = False
     p[ascending[drop]] = 0

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="needs sparing[vision]")
 pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from scipy import stats  # noqa: E402
 
@@ -46,6 +46,7 @@ def test_draws_have_the_published_distribution(plain, top_k, top_p):
     st.floats(0.05, 1.0),
     st.integers(0, 99),
 )
+@example(row=[0.0, -6.193813427122694e-27], top_k=0, top_p=0.25, seed=0)  # apart as logits, not as probabilities
 def test_only_allowed_codes_are_drawn_and_likely_ones_are(plain, row, top_k, top_p, seed):
     top_k = min(top_k, len(row))
     expected = plain.sampling_probabilities(np.array(row), top_k, top_p)
