@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fine-tune-rate", type=float, default=0.05, help="training: peak learning rate at 3 bits")
     parser.add_argument("--stuck-draws", type=int, default=10, help="training: chips with stuck cells for each rate")
     parser.add_argument("--stuck-images", type=int, default=1000, help="training: test images for each of them")
+    parser.add_argument("--only", nargs="+", help="training: names of jobs, such as pruned; default: all")
     parser.add_argument("--jobs", type=int, help="training: stop after so many jobs; default: all")
     return parser.parse_args(arguments)
 

@@ -145,7 +145,11 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         Job({"seed": seed, "job": job}, bench.folder_of(job, seed), partial(_run, bench, job, seed))
         for seed, job in wanted
     ]
-    rows = run_jobs(todo, most=options.jobs, known=known_results(result_file("training", options), settings))
+    known = known_results(result_file("training", options), settings)
+    run_jobs(
+        [job for job in todo if not options.only or job.about["job"] in options.only], most=options.jobs, known=known
+    )
+    rows = run_jobs(todo, most=0, known=known)
     results = {
         **settings,
         "jobs_open": len(wanted) - len(rows),
