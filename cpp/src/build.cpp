@@ -9,6 +9,47 @@
 namespace sparing {
 namespace {
 
+/// Items with counts that go up and down by one, in lists by count, so that one of the highest is always at hand.
+class CountedItems {
+  public:
+    explicit CountedItems(size_t size) : counts_(size, 0), next_(size), previous_(size), first_(1, kNoItem) {
+        for (size_t i = size; i-- > 0;) link(static_cast<uint32_t>(i));
+    }
+    /// Changes an item's count by 1 or -1, unless it was taken.
+    void add(uint32_t item, int change) {
+        if (counts_[item] == kTaken) return;
+        unlink(item);
+        counts_[item] += static_cast<uint32_t>(change);
+        link(item);
+        highest_ = std::max(highest_, counts_[item]);
+    }
+    /// There must be one left.
+    uint32_t take_highest() {
+        while (first_[highest_] == kNoItem) --highest_;
+        const uint32_t item = first_[highest_];
+        unlink(item);
+        counts_[item] = kTaken;
+        return item;
+    }
+
+  private:
+    static constexpr uint32_t kTaken = 0xFFFFFFFF;
+    void link(uint32_t item) {
+        const uint32_t count = counts_[item];
+        if (count >= first_.size()) first_.resize(count + 1, kNoItem);
+        previous_[item] = kNoItem;
+        next_[item] = first_[count];
+        if (next_[item] != kNoItem) previous_[next_[item]] = item;
+        first_[count] = item;
+    }
+    void unlink(uint32_t item) {
+        (previous_[item] != kNoItem ? next_[previous_[item]] : first_[counts_[item]]) = next_[item];
+        if (next_[item] != kNoItem) previous_[next_[item]] = previous_[item];
+    }
+    std::vector<uint32_t> counts_, next_, previous_, first_;
+    uint32_t highest_ = 0;
+};
+
 constexpr size_t kFirstBatch = 256; ///< compared all with all
 
 struct Worker {
@@ -278,18 +319,35 @@ void bypass_deleted(const Storage &storage, Links &links, int num_threads) {
 }
 
 std::vector<uint32_t> locality_order(const Storage &storage, const Links &links) {
+    constexpr size_t kWindow = 32; ///< items placed last, whose company the next one is chosen for
     const size_t n = storage.size();
+    std::vector<size_t> begin(n + 1, 0); // of the items that link to each
+    for (size_t i = 0; i < n; ++i)
+        for (size_t j = 0; j < links.count(i); ++j) ++begin[links.row(i)[j] + 1];
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    std::vector<uint32_t> sources(begin[n]);
+    std::vector<size_t> end(begin.begin(), begin.end() - 1);
+    for (size_t i = 0; i < n; ++i)
+        for (size_t j = 0; j < links.count(i); ++j) sources[end[links.row(i)[j]]++] = static_cast<uint32_t>(i);
+
+    CountedItems left(n);
+    const auto count_links = [&](uint32_t item, int change) {
+        const uint32_t *row = links.row(item);
+        for (size_t j = 0; j < links.stride && row[j] != kNoItem; ++j) left.add(row[j], change);
+    };
+    const auto count_company = [&](uint32_t item, int change) {
+        count_links(item, change);
+        for (size_t i = begin[item]; i < begin[item + 1]; ++i) {
+            left.add(sources[i], change);
+            count_links(sources[i], change);
+        }
+    };
     std::vector<uint32_t> order;
-    std::vector<uint8_t> seen(n, 0);
     order.reserve(n);
-    for (size_t root = 0; root < n; ++root) {
-        if (seen[root] != 0) continue;
-        seen[root] = 1;
-        order.push_back(static_cast<uint32_t>(root));
-        for (size_t head = order.size() - 1; head < order.size(); ++head)
-            for (size_t j = 0; j < links.count(order[head]); ++j)
-                if (const uint32_t next = links.row(order[head])[j]; seen[next] == 0)
-                    seen[next] = 1, order.push_back(next);
+    while (order.size() < n) {
+        order.push_back(left.take_highest());
+        count_company(order.back(), 1);
+        if (order.size() > kWindow) count_company(order[order.size() - 1 - kWindow], -1);
     }
     return order;
 }

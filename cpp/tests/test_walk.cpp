@@ -108,6 +108,20 @@ void built_graphs() {
     }
     const std::vector<uint32_t> order = locality_order(storage, storage.links);
     CHECK(std::set<uint32_t>(order.begin(), order.end()).size() == 700 && order.size() == 700);
+    const auto groups_met = [](const Links &links) { // groups of 16 items that rows link into, in all
+        size_t groups = 0;
+        for (size_t i = 0; i < 700; ++i) {
+            std::set<uint32_t> met;
+            for (size_t j = 0; j < links.count(i); ++j) met.insert(links.row(i)[j] / 16);
+            groups += met.size();
+        }
+        return groups;
+    };
+    std::vector<uint32_t> any(700);
+    for (size_t i = 0; i < 700; ++i) any[i] = static_cast<uint32_t>(i * 211 % 700);
+    const Storage mixed = storage.select(any), ordered = mixed.select(locality_order(mixed, mixed.links));
+    const size_t before = groups_met(mixed.links), after = groups_met(ordered.links);
+    CHECK_FOR(std::to_string(before) + " to " + std::to_string(after), after < 0.9 * before);
     Scratch scratch;
     SearchCounts counts;
     Query query;

@@ -23,7 +23,9 @@ Links widen_links(const Links &links, size_t stride, size_t num_items);
 /// Replaces links to deleted items by the best of their live out-links.
 void bypass_deleted(const Storage &storage, Links &links, int num_threads);
 
-/// An order in which linked items lie near each other.
+/// An order in which items that a walk meets together lie near each other: next always comes an item with the most
+/// links from and to those placed last, and the most items that link to it and to one of them (Gorder; Wei, Yu, Lu and
+/// Lin, "Speedup Graph Processing by Graph Ordering", SIGMOD 2016).
 std::vector<uint32_t> locality_order(const Storage &storage, const Links &links);
 
 } // namespace sparing
