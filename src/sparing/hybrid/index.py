@@ -304,7 +304,9 @@ class HybridIndex:
             arrays |= {name: array.view(np.uint16) for name, array in arrays.items() if array.dtype == np.float16}
             arrays["seed_buckets"] = buckets
             index._native = core.Index.open(index._native_config(), arrays, mmap)
-        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        except KeyError as error:
+            raise FormatError(f"{os.fspath(path)}: not a readable hybrid index: it lacks {error}") from error
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise FormatError(f"{os.fspath(path)}: not a readable hybrid index: {error}") from error
         return index
 

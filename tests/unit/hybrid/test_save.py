@@ -150,6 +150,8 @@ def test_what_cannot_be_written_or_read(index, tmp_path):
         for mmap in (False, True):
             with pytest.raises(FormatError):
                 HybridIndex.open(tmp_path / name, mmap=mmap)
+    with pytest.raises(FormatError, match="it lacks 'config'"):
+        HybridIndex.open(tmp_path / "hollow")
     with pytest.raises(VersionError, match="99"):
         HybridIndex.open(tmp_path / "newer")
 
