@@ -46,28 +46,33 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]))
 
 
-def curve(
-    index: HybridIndex, data: Collection, weights: tuple[float, float], exact: np.ndarray, rounds: int
-) -> list[dict[str, Any]]:
-    """Recall and best-of-rounds milliseconds of CPU time a query for each beam."""
-    points: list[dict[str, Any]] = []
-    for beam in BEAMS:
-        times = []
-        for _ in range(rounds):
+def points_at(
+    beam: int,
+    indexes: dict[str, HybridIndex],
+    data: Collection,
+    weights: tuple[float, float],
+    exact: np.ndarray,
+    rounds: int,
+) -> dict[str, dict[str, Any]]:
+    """Of each variant recall and milliseconds of CPU time a query; variants take turns, after an untimed round."""
+    times: dict[str, list[float]] = {name: [] for name in indexes}
+    points = {}
+    for turn in range(rounds + 1):
+        for name, index in indexes.items():
             start = time.thread_time()
-            result = index.search(data.query_dense, data.query_sparse, k=K, beam=beam, weights=weights, num_threads=1)
-            times.append((time.thread_time() - start) / len(exact) * 1e3)
-        work = result.stats.dense_evaluations / len(exact)
-        points.append(
-            {
+            found = index.search(data.query_dense, data.query_sparse, k=K, beam=beam, weights=weights, num_threads=1)
+            if turn > 0:
+                times[name].append((time.thread_time() - start) / len(exact) * 1e3)
+            points[name] = {
                 "beam": beam,
-                "recall": recall(result.ids, exact),
-                "ms": min(times),
-                "ms_median": float(np.median(times)),
-                "visits": work,
+                "recall": recall(found.ids, exact),
+                "met": found.stats.items_met / len(exact),
+                "scored": max(found.stats.dense_evaluations, found.stats.sparse_evaluations) / len(exact),
             }
-        )
-    return points
+    return {
+        name: point | {"ms": min(times[name]), "ms_median": float(np.median(times[name]))}
+        for name, point in points.items()
+    }
 
 
 def ms_at(points: list[dict[str, Any]], target: float) -> float | None:
@@ -80,27 +85,30 @@ def ms_at(points: list[dict[str, Any]], target: float) -> float | None:
 
 
 def measure(
-    name: str, changes: dict[str, Any], data: Collection, oracle: dict[tuple[float, float], np.ndarray], rounds: int
+    variants: dict[str, dict[str, Any]],
+    data: Collection,
+    oracle: dict[tuple[float, float], np.ndarray],
+    rounds: int,
 ) -> dict[str, Any]:
-    """Builds one variant and measures it."""
-    start = time.perf_counter()
-    index = HybridIndex.build(data.dense, data.sparse, config=HybridConfig(**changes), num_threads=0)
-    seconds = time.perf_counter() - start
-    curves = {f"{w[0]:g}/{w[1]:g}": curve(index, data, w, oracle[w], rounds) for w in WEIGHTS}
-    at_95 = ms_at(curves["0.5/0.5"], 0.95)
-    at_default = {
-        w: next(p["recall"] for p in points if p["beam"] == index.config.beam) for w, points in curves.items()
-    }
-    stats = index.stats
-    print(f"{name}: build {seconds:.1f} s, {stats.index_bytes_per_item:.0f} B, {at_95} ms at .95, recall {at_default}")
-    return {
-        "changes": changes,
-        "build_s": seconds,
-        "index_bytes_per_item": stats.index_bytes_per_item,
-        "ms_at_recall_95": at_95,
-        "recall_at_default_beam": at_default,
-        "curves": curves,
-    }
+    """Builds all variants and measures them."""
+    indexes, results = {}, {}
+    for name, changes in variants.items():
+        start = time.perf_counter()
+        indexes[name] = HybridIndex.build(data.dense, data.sparse, config=HybridConfig(**changes), num_threads=0)
+        seconds = time.perf_counter() - start
+        size = indexes[name].stats.index_bytes_per_item
+        results[name] = {"changes": changes, "build_s": seconds, "index_bytes_per_item": size}
+        print(f"{name}: build {seconds:.1f} s, {size:.0f} B", flush=True)
+    tables = {w: [points_at(beam, indexes, data, w, oracle[w], rounds) for beam in BEAMS] for w in WEIGHTS}
+    for name, index in indexes.items():
+        curves = {f"{w[0]:g}/{w[1]:g}": [points[name] for points in table] for w, table in tables.items()}
+        at_default = {
+            w: next(p["recall"] for p in points if p["beam"] == index.config.beam) for w, points in curves.items()
+        }
+        at_95 = ms_at(curves["0.5/0.5"], 0.95)
+        results[name] |= {"ms_at_recall_95": at_95, "recall_at_default_beam": at_default, "curves": curves}
+        print(f"{name}: {at_95} ms at .95, recall {at_default}")
+    return results
 
 
 def churn(data: Collection, oracle: np.ndarray) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/hybrid/results"))
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--passages", type=int, default=0, help="0: all")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="names of variants")
     options = parser.parse_args()
     folder = data_folder(options.data)
@@ -142,9 +150,7 @@ def main() -> None:
         w: base.search_exact(data.query_dense, data.query_sparse, k=K, weights=w, num_threads=0).ids for w in WEIGHTS
     }
     chosen = {name: v for name, v in VARIANTS.items() if not options.only or name in options.only}
-    results: dict[str, Any] = {
-        "variants": {name: measure(name, v, data, oracle, options.rounds) for name, v in chosen.items()}
-    }
+    results: dict[str, Any] = {"variants": measure(chosen, data, oracle, options.rounds)}
     results["churn"] = churn(data, oracle[(0.5, 0.5)])
     print(results["churn"])
     save(
@@ -156,7 +162,7 @@ def main() -> None:
         data={"name": data.name, "sha256": data.fingerprint, "queries": len(data.query_dense)},
         scale=base.alignment.scale,
         build_threads=0,
-        timing="best of rounds, CPU time of the searching thread, batch of all queries",
+        timing="variants in turn, best of rounds, CPU time of the searching thread, batch of all queries",
     )
 
 
