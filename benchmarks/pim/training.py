@@ -44,9 +44,9 @@ from sparing.vision import (
 
 _NARROW = {"narrow float": False, "shallow float": True}
 # The most telling first, over their seeds: at equal crossbars, then the range rules, then each of the rest.
-EQUAL_CROSSBARS = ("float", "epitome", "narrow float", "narrow", "pruned")
+EQUAL_CROSSBARS = ("float", "designed", "epitome", "narrow float", "narrow", "pruned")
 RANGE_RULES = ("float", "epitome", "epitome, max")
-OTHERS = ("designed", "dense", "shallow float", "shallow", "wrapped", "broad", "epitome, overlap")
+OTHERS = ("dense", "shallow float", "shallow", "wrapped", "broad", "epitome, overlap")
 WHOLE_SEEDS = 3
 
 
