@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.hybrid.data import Collection, K, data_folder, load_debian
+from benchmarks.hybrid.front import time_at
+from benchmarks.hybrid.metrics import recall
 from benchmarks.hybrid.record import save
 from sparing.hybrid import HybridConfig, HybridIndex
 
@@ -39,11 +40,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "degree 24": {"degree": 24},
     "degree 48": {"degree": 48},
 }
-
-
-def recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """Share of the exact top k that was found."""
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]))
 
 
 def points_at(
@@ -75,15 +71,6 @@ def points_at(
     }
 
 
-def ms_at(points: list[dict[str, Any]], target: float) -> float | None:
-    """Milliseconds at a recall, by log-linear interpolation between beams; None where it is not reached."""
-    for low, high in itertools.pairwise(points):
-        if low["recall"] <= target <= high["recall"] and high["recall"] > low["recall"]:
-            share = (target - low["recall"]) / (high["recall"] - low["recall"])
-            return float(np.exp((1 - share) * np.log(low["ms"]) + share * np.log(high["ms"])))
-    return points[0]["ms"] if points[0]["recall"] >= target else None
-
-
 def measure(
     variants: dict[str, dict[str, Any]],
     data: Collection,
@@ -105,7 +92,7 @@ def measure(
         at_default = {
             w: next(p["recall"] for p in points if p["beam"] == index.config.beam) for w, points in curves.items()
         }
-        at_95 = ms_at(curves["0.5/0.5"], 0.95)
+        at_95 = time_at(curves["0.5/0.5"], 0.95)
         results[name] |= {"ms_at_recall_95": at_95, "recall_at_default_beam": at_default, "curves": curves}
         print(f"{name}: {at_95} ms at .95, recall {at_default}")
     return results
