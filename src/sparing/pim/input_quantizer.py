@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sparing.errors import ArgumentError
 from sparing.quant.ranges import widen
@@ -13,6 +14,8 @@ __all__ = ["InputQuantizer"]
 
 _MOMENTUM = 0.1
 _SAMPLE = 1 << 16
+_PART = 1 << 18
+_SAME_WIDTH = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class InputQuantizer(nn.Module):
@@ -119,6 +122,8 @@ class InputQuantizer(nn.Module):
             values = flat[:: max(1, flat.numel() // _SAMPLE)].float().abs()
             rank = max(1, -int(-self.percentile * values.numel() // 100))
             return (values.kthvalue(rank).values / self.max_code).clamp_min_(torch.finfo(torch.float32).tiny)
+        if x.ndim == 4 and not x.is_contiguous():
+            x = x.permute(0, 2, 3, 1)  # channels_last, in the order of memory: three times as fast
         low, high = x.aminmax()
         step = torch.maximum(high.float() / self.max_code, low.float() / self.min_code)
         return step.clamp_min_(torch.finfo(torch.float32).tiny)
@@ -133,14 +138,28 @@ class _RoundInputs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        codes = (widen(x) / step).round_()
+        rounded, inside = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+        for source, target, mask in zip(*map(_parts, (x, rounded, inside)), strict=True):
+            codes = (widen(source) / step).round_()
+            clipped = codes.clamp(low, high)
+            torch.eq(codes, clipped, out=mask)
+            target.copy_(clipped.mul_(step))
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((codes >= low) & (codes <= high))
-        return codes.clamp_(low, high).mul_(step).to(x.dtype)
+            ctx.save_for_backward(inside)
+        return rounded
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
+        # As integers: a CPU multiplies bfloat16 by a mask ten times slower.
+        kept = grads[0].view(_SAME_WIDTH[grads[0].itemsize]) * inside
+        return kept.view(grads[0].dtype), None, None, None
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Views along the first axis, on a CPU small enough for several passes over each within its cache."""
+    rows = len(x) if x.device.type != "cpu" else _PART * len(x) // max(1, x.numel())
+    return torch.split(x, max(1, rows))

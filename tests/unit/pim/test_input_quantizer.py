@@ -56,6 +56,27 @@ def test_gradients_pass_but_where_values_are_clipped():
     assert x.grad.tolist() == [0, 2, 3, 4, 5, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_maps_are_rounded_part_by_part(monkeypatch, dtype, layout):
+    monkeypatch.setattr("sparing.pim.input_quantizer._PART", 3 * 5 * 7 * 2)
+    generator = torch.Generator().manual_seed(0)
+    x, slope = torch.randn(2, 11, 3, 5, 7, generator=generator).to(dtype)
+    x[4, 1, 2, 3] = 50.0
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    quantizer = observed(4, torch.tensor([2.1]))
+    rounded = quantizer(x)
+    rounded.backward(slope)
+    codes = quantizer.codes(x)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert torch.equal(rounded, (codes * quantizer.step.to(wide)).to(dtype))
+    assert rounded.stride() == x.stride()
+    inside = (x.to(wide) / quantizer.step).round().clamp(-8, 7) == (x.to(wide) / quantizer.step).round()
+    assert not inside.all()
+    assert torch.equal(x.grad, slope * inside)
+    assert quantizer(torch.empty(0, 3, 5, 7)).shape == (0, 3, 5, 7)
+
+
 def test_calibration_takes_the_largest_and_training_a_moving_average():
     batches = [torch.tensor([0.0, n]) for n in (7.0, 14.0, 3.5)]
     assert float(observed(4, *batches).step) == 2
