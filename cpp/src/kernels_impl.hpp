@@ -13,14 +13,6 @@ template <class Isa>
 struct Scoring {
     static constexpr size_t kAhead = 8; ///< items fetched ahead of the one being scored
 
-    /// What is read of a record: lines from `first` to before `last`.
-    struct Lines {
-        size_t first, last;
-        SPARING_INLINE void prefetch(const uint8_t *record) const {
-            for (size_t line = first; line < last; ++line) __builtin_prefetch(record + 64 * line);
-        }
-    };
-
     SPARING_INLINE static void prefetch_row(const ItemView &view, uint32_t id) {
         const uint64_t begin = view.row_begin[id], end = view.row_begin[id + 1];
         prefetch_column(*view.terms, begin, end);
@@ -37,7 +29,7 @@ struct Scoring {
 
     SPARING_INLINE static void prefetch_bytes(const void *begin, const void *end) {
         for (auto line = reinterpret_cast<uintptr_t>(begin) / 64; line * 64 < reinterpret_cast<uintptr_t>(end); ++line)
-            __builtin_prefetch(reinterpret_cast<const void *>(line * 64));
+            __builtin_prefetch(reinterpret_cast<const void *>(line * 64), 0, 2);
     }
 
     static float full_sparse(const ItemView &view, const Query &query, uint32_t id) {
@@ -55,13 +47,13 @@ struct Scoring {
     template <class Body>
     SPARING_INLINE static void by_four(const uint8_t *begin, size_t stride, const Lines &lines, const uint32_t *ids,
                                        size_t count, Body &&body) {
-        for (size_t i = 0; i < kAhead && i < count; ++i) lines.prefetch(begin + ids[i] * stride);
+        for (size_t i = 0; i < kAhead && i < count; ++i) lines.prefetch<3>(begin + ids[i] * stride);
         for (size_t i = 0; i < count; i += 4) {
             const size_t group = count - i < 4 ? count - i : 4;
             const uint8_t *records[4];
             for (size_t j = 0; j < 4; ++j) {
                 records[j] = begin + ids[i + (j < group ? j : 0)] * stride;
-                if (i + j + kAhead < count) lines.prefetch(begin + ids[i + j + kAhead] * stride);
+                if (i + j + kAhead < count) lines.prefetch<3>(begin + ids[i + j + kAhead] * stride);
             }
             body(i, group, records);
         }
@@ -126,8 +118,7 @@ struct Scoring {
             return;
         }
         const Plan plan(layout, query);
-        const size_t used = sparse ? plan.head_stride : plan.values;
-        by_four(view.heads, plan.head_stride, {0, (used + 63) / 64}, ids, count,
+        by_four(view.heads, plan.head_stride, head_lines(layout, query), ids, count,
                 [&](size_t i, size_t group, const uint8_t *const *heads) __attribute__((always_inline)) {
                     float score[4] = {};
                     if (dense) add_estimates(plan, heads, 1, score);
@@ -148,12 +139,9 @@ struct Scoring {
         // In int4 a sign is 8 of 15 steps, estimated as 4 on either side of 0: the other bits are added to that.
         const bool replaces = dense && code != DenseCode::Int4 && layout.has_signs();
         const float zero = (code == DenseCode::Int4 ? 3.5F : 128.F) * static_cast<float>(plan.sum);
-        const Lines lines{dense ? 0 : plan.tail_terms / 64, sparse  ? plan.tail_stride / 64
-                                                            : dense ? (plan.tail_terms + 63) / 64
-                                                                    : 0};
         if (full)
             for (size_t i = 0; i < 2 && i < count; ++i) prefetch_row(view, ids[i]);
-        by_four(view.tails, plan.tail_stride, lines, ids, count,
+        by_four(view.tails, plan.tail_stride, tail_lines(layout, query), ids, count,
                 [&](size_t i, size_t group, const uint8_t *const *tails) __attribute__((always_inline)) {
                     const uint8_t *heads[4];
                     for (size_t j = 0; j < 4; ++j)
@@ -195,7 +183,9 @@ struct Scoring {
             if (sparse) prefetch_row(view, id);
             if (dense) prefetch_column(*view.dense, id * dim, (id + 1) * dim);
         };
-        constexpr size_t kRows = 2; ///< whole rows are long: fetch few ahead
+        constexpr size_t kRows = 3; ///< whole rows are long: fetch few ahead
+        if (sparse)
+            for (size_t i = 0; i < count + coming; ++i) __builtin_prefetch(view.row_begin + ids[i]);
         for (size_t i = 0; i < count; ++i) {
             if (i + kRows < count + coming) prefetch(ids[i + kRows]);
             float score = 0;

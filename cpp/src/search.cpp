@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace sparing {
@@ -45,19 +46,30 @@ class Beam {
         return std::bit_cast<float>((ordered >> 31) != 0 ? ordered ^ 0x80000000U : ~ordered);
     }
 
-    /// Places a candidate if it is among the best.
-    void insert(uint64_t key) {
-        if (size_ == width_ && key < keys_[size_ - 1]) return;
-        size_t at = 0;
-        for (size_t left = size_; left != 0;) { // halving without a branch: the outcome cannot be predicted
-            const size_t half = (left + 1) / 2;
-            at += keys_[at + half - 1] > key ? half : 0;
-            left -= half;
+    /// Places those of `keys` that are among the best; they may be left in another order.
+    void insert(uint64_t *keys, size_t count) {
+        constexpr size_t kFew = 16;
+        uint64_t few[kFew];
+        if (count <= kFew) { // by counting, without a branch: the outcome cannot be predicted
+            for (size_t i = 0; i < count; ++i) {
+                size_t place = 0;
+                for (size_t j = 0; j < count; ++j) place += keys[j] > keys[i] ? 1 : 0;
+                few[place] = keys[i];
+            }
+            keys = few;
+        } else {
+            std::sort(keys, keys + count, std::greater<>());
         }
-        std::memmove(keys_ + at + 1, keys_ + at, (size_ - at) * sizeof *keys_);
-        keys_[at] = key;
-        size_ = std::min(size_ + 1, width_);
-        cursor_ = std::min(cursor_, at);
+        size_t old = size_;
+        size_ = std::min(size_ + count, width_);
+        while (old + count > size_) // what falls off the end
+            (count == 0 || (old != 0 && keys_[old - 1] < keys[count - 1]) ? old : count) -= 1;
+        for (size_t end = size_; count != 0;) {
+            const uint64_t x = old == 0 ? ~uint64_t{0} : keys_[old - 1], y = keys[count - 1];
+            keys_[--end] = x < y ? x : y;
+            (x < y ? old : count) -= 1;
+            if (count == 0) cursor_ = std::min(cursor_, end);
+        }
     }
     /// The best unexpanded item, marked expanded; kNoItem when none is left.
     uint32_t next() {
@@ -71,6 +83,14 @@ class Beam {
         for (size_t i = cursor_; i < size_ && count != 0; ++i)
             if ((keys_[i] & 1U) != 0) body(item_of(keys_[i])), --count;
     }
+    /// Score of the best unexpanded item, or of the worst of all where there is none.
+    float next_score() const {
+        size_t i = cursor_;
+        while (i + 1 < size_ && (keys_[i] & 1U) == 0) ++i;
+        return score_of(keys_[i]);
+    }
+    /// Where keys end that cannot be among the best any more.
+    uint64_t bar() const { return size_ == width_ ? keys_[size_ - 1] : 0; }
     float worst() const { return score_of(keys_[size_ - 1]); }
     size_t size() const { return size_; }
     uint64_t operator[](size_t i) const { return keys_[i]; }
@@ -125,10 +145,19 @@ class FirstLook {
         return worst - static_cast<float>(error + kSpreads * std::sqrt(variance));
     }
 
+    /// By how much scores are above estimates on average.
+    float bias() const { return static_cast<float>(error_sum_ / count_); }
+
   private:
     bool possible_;
     double count_ = 0, score_sum_ = 0, score_squares_ = 0, error_sum_ = 0, error_squares_ = 0;
 };
+
+/// Asks for the records of items to come. Far more lines can be on their way to the second-level cache than to the
+/// first.
+SPARING_INLINE void fetch(const uint8_t *records, size_t stride, const Lines &lines, std::span<const uint32_t> items) {
+    for (const uint32_t item : items) lines.prefetch<2>(records + item * stride);
+}
 
 /// Starting items: entry points, and the seeds of the heaviest query terms.
 void meet_starts(const Storage &storage, const Query &query, Scratch &scratch) {
@@ -284,14 +313,24 @@ bool scan_is_cheaper(const Storage &storage, const SearchOptions &options, size_
 
 void walk(const Storage &storage, const Links &links, const Query &query, const Ranking &ranking, size_t width,
           Scratch &scratch, SearchCounts &counts) {
+    constexpr size_t kTogether = 3; ///< items expanded at once: more of the memory's latency is waited for once
+    constexpr size_t kFirst = 32;   ///< starting items that are scored before others are looked at first
+    const CodeLayout &layout = storage.layout;
+    const Lines of_head = head_lines(layout, query), of_tail = tail_lines(layout, query);
     Beam beam(scratch.beam, width);
     FirstLook look(storage, query, ranking);
     scratch.begin(storage.size());
-    constexpr size_t kTogether = 2; ///< items expanded at once: longer blocks hide more of the memory's latency
-    auto take_block = [&] {
-        std::span<const uint32_t> items = scratch.block();
+    auto fetch_heads = [&] { fetch(storage.heads.data(), layout.head_stride(), of_head, scratch.block()); };
+    auto fetch_row = [&](uint32_t item) __attribute__((always_inline)) {
+        const uint32_t *row = links.row(item);
+        for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
+        __builtin_prefetch(row + links.stride - 1);
+    };
+    auto take = [&](std::span<const uint32_t> items) {
+        if (items.empty()) return;
         if (scratch.scores.size() < items.size()) scratch.scores.resize(2 * items.size());
         if (scratch.items.size() < items.size()) scratch.items.resize(2 * items.size());
+        if (scratch.keys.size() < items.size()) scratch.keys.resize(2 * items.size());
         float *const scores = scratch.scores.data();
         kernels().score_heads(storage.view(), query, items.data(), items.size(), scores);
         counts.heads += items.size();
@@ -308,27 +347,40 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
             }
             items = {scratch.items.data(), left};
         }
+        fetch(storage.tails.data(), layout.tail_stride(), of_tail, items);
+        if (!learns) { // those that will probably be expanded next
+            const float next = beam.next_score() - look.bias();
+            for (size_t i = 0; i < items.size(); ++i)
+                if (scores[i] > next) fetch_row(items[i]);
+        }
         kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
         if (learns) look.learn(scratch.estimates.data(), scores, items.size());
         count_scored(query, items.size(), counts);
         ranking.apply(items.data(), items.size(), scores);
-        for (size_t i = 0; i < items.size(); ++i) beam.insert(Beam::key(scores[i], items[i]));
-        beam.each_open(kTogether, [&](uint32_t item) {
-            const uint32_t *row = links.row(item);
-            for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
-            __builtin_prefetch(row + links.stride - 1);
-        });
+        size_t good = 0;
+        for (size_t i = 0; i < items.size(); ++i) {
+            scratch.keys[good] = Beam::key(scores[i], items[i]);
+            good += scratch.keys[good] > beam.bar() ? 1 : 0;
+        }
+        beam.insert(scratch.keys.data(), good);
+        beam.each_open(kTogether, fetch_row);
     };
     meet_starts(storage, query, scratch);
-    take_block();
-    for (uint32_t item = beam.next(); item != kNoItem; item = beam.next()) {
+    fetch_heads();
+    size_t taken = 0; // of the items met
+    for (; taken < scratch.num_met; taken = std::min(taken + kFirst, scratch.num_met))
+        take({scratch.met.data() + taken, std::min(kFirst, scratch.num_met - taken)});
+    while (true) {
+        // The heads of a block are on their way while the one before it is scored.
         scratch.open_block();
-        for (size_t taken = 0; item != kNoItem; item = beam.next()) {
-            ++counts.hops;
+        size_t expanded = 0;
+        for (uint32_t item = 0; expanded < kTogether && (item = beam.next()) != kNoItem; ++expanded)
             scratch.meet(links.row(item), links.stride);
-            if (++taken == kTogether) break;
-        }
-        take_block();
+        if (expanded == 0 && taken == scratch.num_met) break;
+        counts.hops += expanded;
+        fetch_heads();
+        take({scratch.met.data() + taken, scratch.block_begin - taken});
+        taken = scratch.block_begin;
     }
     scratch.end();
     scratch.pool.clear();

@@ -103,6 +103,26 @@ struct Query {
     std::vector<uint32_t> seed_terms; ///< heaviest query terms first
 };
 
+/// What is read of a record: cache lines from `first` to before `last`.
+struct Lines {
+    size_t first, last;
+    template <int locality>
+    SPARING_INLINE void prefetch(const uint8_t *record) const {
+        for (size_t line = first; line < last; ++line) __builtin_prefetch(record + 64 * line, 0, locality);
+    }
+};
+
+SPARING_INLINE Lines head_lines(const CodeLayout &layout, const Query &query) {
+    const bool sparse = query.sparse_factor != 0 && layout.terms != 0;
+    return {0, ((sparse ? layout.head_stride() : layout.values_offset()) + 63) / 64};
+}
+
+SPARING_INLINE Lines tail_lines(const CodeLayout &layout, const Query &query) {
+    const bool dense = query.dense_factor != 0, sparse = query.sparse_factor != 0 && layout.terms > kHeadTerms;
+    const size_t begin = layout.tail_terms_offset();
+    return {dense ? 0 : begin / 64, sparse ? layout.tail_stride() / 64 : dense ? (begin + 63) / 64 : 0};
+}
+
 /// Writes the records of one item; `dense` may be null, `row.size` may be 0.
 void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *head, uint8_t *tail);
 

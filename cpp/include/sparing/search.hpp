@@ -31,7 +31,7 @@ struct Scratch {
     std::vector<uint64_t> visited; ///< a bit an item
     std::vector<uint32_t> met;     ///< items visited by this search, in order; the last of them form the open block
     size_t num_met = 0, block_begin = 0;
-    std::vector<uint64_t> beam;
+    std::vector<uint64_t> beam, keys;
     std::vector<uint32_t> items;
     std::vector<float> scores, estimates;
     std::vector<Candidate> pool, frontier;
