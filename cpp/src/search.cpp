@@ -239,8 +239,11 @@ void walk_filtered(const Storage &storage, const Query &query, const SearchOptio
     std::vector<Candidate> &found = scratch.pool, &frontier = scratch.frontier;
     found.clear();
     frontier.clear();
+    const CodeLayout &layout = storage.layout;
     auto take_block = [&] {
         const std::span<const uint32_t> block = scratch.block();
+        fetch(storage.heads.data(), layout.head_stride(), head_lines(layout, query), block);
+        fetch(storage.tails.data(), layout.tail_stride(), tail_lines(layout, query), block);
         score_items(storage, query, block, scratch, counts);
         for (size_t i = 0; i < block.size(); ++i) {
             const Candidate c{scratch.scores[i], block[i]};
