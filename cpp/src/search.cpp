@@ -77,18 +77,6 @@ class Beam {
         if (cursor_ >= size_) return kNoItem;
         return item_of(keys_[cursor_]--);
     }
-    /// Calls body(item) for the next `count` unexpanded items.
-    template <class Body>
-    void each_open(size_t count, Body &&body) const {
-        for (size_t i = cursor_; i < size_ && count != 0; ++i)
-            if ((keys_[i] & 1U) != 0) body(item_of(keys_[i])), --count;
-    }
-    /// Score of the best unexpanded item, or of the worst of all where there is none.
-    float next_score() const {
-        size_t i = cursor_;
-        while (i + 1 < size_ && (keys_[i] & 1U) == 0) ++i;
-        return score_of(keys_[i]);
-    }
     /// Where keys end that cannot be among the best any more.
     uint64_t bar() const { return size_ == width_ ? keys_[size_ - 1] : 0; }
     float worst() const { return score_of(keys_[size_ - 1]); }
@@ -144,9 +132,6 @@ class FirstLook {
         if (!(variance <= kUntold * (score_squares_ / count_ - score * score))) return kNoBar;
         return worst - static_cast<float>(error + kSpreads * std::sqrt(variance));
     }
-
-    /// By how much scores are above estimates on average.
-    float bias() const { return static_cast<float>(error_sum_ / count_); }
 
   private:
     bool possible_;
@@ -329,33 +314,30 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
         for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
         __builtin_prefetch(row + links.stride - 1);
     };
-    auto take = [&](std::span<const uint32_t> items) {
-        if (items.empty()) return;
+    std::span<const uint32_t> items; ///< those being scored
+    bool learns = false;
+    auto take_heads = [&](size_t begin, size_t end) { // of the items met
+        items = {scratch.met.data() + begin, end - begin};
         if (scratch.scores.size() < items.size()) scratch.scores.resize(2 * items.size());
         if (scratch.items.size() < items.size()) scratch.items.resize(2 * items.size());
-        if (scratch.keys.size() < items.size()) scratch.keys.resize(2 * items.size());
         float *const scores = scratch.scores.data();
         kernels().score_heads(storage.view(), query, items.data(), items.size(), scores);
         counts.heads += items.size();
         const float bar = beam.size() == width ? look.bar(beam.worst()) : kNoBar;
-        const bool learns = bar == kNoBar;
-        if (learns) {
-            scratch.estimates.assign(scores, scores + items.size());
-        } else {
-            size_t left = 0;
-            for (size_t i = 0; i < items.size(); ++i) { // without a branch: the outcome cannot be predicted
-                scratch.items[left] = items[i];
-                scores[left] = scores[i];
-                left += scores[i] > bar ? 1 : 0;
-            }
-            items = {scratch.items.data(), left};
+        learns = bar == kNoBar;
+        if (learns) scratch.estimates.assign(scores, scores + items.size());
+        size_t left = 0;
+        for (size_t i = 0; i < items.size(); ++i) { // without a branch: the outcome cannot be predicted
+            scratch.items[left] = items[i];
+            scores[left] = scores[i];
+            left += scores[i] > bar || learns ? 1 : 0;
         }
+        items = {scratch.items.data(), left};
         fetch(storage.tails.data(), layout.tail_stride(), of_tail, items);
-        if (!learns) { // those that will probably be expanded next
-            const float next = beam.next_score() - look.bias();
-            for (size_t i = 0; i < items.size(); ++i)
-                if (scores[i] > next) fetch_row(items[i]);
-        }
+    };
+    auto take_tails = [&] {
+        float *const scores = scratch.scores.data();
+        if (scratch.keys.size() < items.size()) scratch.keys.resize(2 * items.size());
         kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
         if (learns) look.learn(scratch.estimates.data(), scores, items.size());
         count_scored(query, items.size(), counts);
@@ -366,24 +348,34 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
             good += scratch.keys[good] > beam.bar() ? 1 : 0;
         }
         beam.insert(scratch.keys.data(), good);
-        beam.each_open(kTogether, fetch_row);
     };
     meet_starts(storage, query, scratch);
     fetch_heads();
     size_t taken = 0; // of the items met
-    for (; taken < scratch.num_met; taken = std::min(taken + kFirst, scratch.num_met))
-        take({scratch.met.data() + taken, std::min(kFirst, scratch.num_met - taken)});
-    while (true) {
-        // The heads of a block are on their way while the one before it is scored.
-        scratch.open_block();
-        size_t expanded = 0;
-        for (uint32_t item = 0; expanded < kTogether && (item = beam.next()) != kNoItem; ++expanded)
-            scratch.meet(links.row(item), links.stride);
-        if (expanded == 0 && taken == scratch.num_met) break;
+    for (; taken < scratch.num_met; taken = std::min(taken + kFirst, scratch.num_met)) {
+        take_heads(taken, std::min(taken + kFirst, scratch.num_met));
+        take_tails();
+    }
+    // Rows are on their way while heads are scored, tails while rows are read, heads while tails are scored: what is
+    // expanded next is chosen before the block at hand is known.
+    uint32_t next[kTogether];
+    size_t expanded = 0;
+    auto choose = [&] {
+        for (expanded = 0; expanded < kTogether; ++expanded) {
+            next[expanded] = beam.next();
+            if (next[expanded] == kNoItem) break;
+            fetch_row(next[expanded]);
+        }
         counts.hops += expanded;
+    };
+    for (choose(); expanded != 0 || taken < scratch.num_met; choose()) {
+        const size_t end = scratch.num_met;
+        take_heads(taken, end);
+        scratch.open_block();
+        for (size_t i = 0; i < expanded; ++i) scratch.meet(links.row(next[i]), links.stride);
         fetch_heads();
-        take({scratch.met.data() + taken, scratch.block_begin - taken});
-        taken = scratch.block_begin;
+        take_tails();
+        taken = end;
     }
     scratch.end();
     scratch.pool.clear();
