@@ -318,8 +318,10 @@ void bypass_deleted(const Storage &storage, Links &links, int num_threads) {
     });
 }
 
-std::vector<uint32_t> locality_order(const Storage &storage, const Links &links) {
+std::vector<uint32_t> locality_order(const Storage &storage, const Links &links,
+                                     const std::function<void()> &meanwhile) {
     constexpr size_t kWindow = 32; ///< items placed last, whose company the next one is chosen for
+    constexpr size_t kPause = 4096;
     const size_t n = storage.size();
     std::vector<size_t> begin(n + 1, 0); // of the items that link to each
     for (size_t i = 0; i < n; ++i)
@@ -345,6 +347,7 @@ std::vector<uint32_t> locality_order(const Storage &storage, const Links &links)
     std::vector<uint32_t> order;
     order.reserve(n);
     while (order.size() < n) {
+        if (order.size() % kPause == 0) meanwhile();
         order.push_back(left.take_highest());
         count_company(order.back(), 1);
         if (order.size() > kWindow) count_company(order[order.size() - 1 - kWindow], -1);

@@ -85,7 +85,10 @@ void Index::insert(const ItemBatch &batch, const int64_t *ids, int num_threads, 
         Links wide{Buffer<uint32_t>(count * 2 * stride, kNoItem), 2 * stride};
         insert_items(fresh, wide, 0, num_threads, progress, at_once);
         fresh.links = narrow_links(fresh, wide, stride, num_threads);
-        Storage ordered = fresh.select(locality_order(fresh, fresh.links));
+        const std::vector<uint32_t> near = locality_order(fresh, fresh.links, [&] {
+            if (progress) progress(count, count);
+        });
+        Storage ordered = fresh.select(near);
         const auto lock = writer();
         storage_ = std::move(ordered);
         rebuild_id_map();

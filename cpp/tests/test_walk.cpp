@@ -106,7 +106,9 @@ void built_graphs() {
         std::set<uint32_t> distinct(storage.links.row(i), storage.links.row(i) + count);
         CHECK(distinct.size() == count && distinct.count(static_cast<uint32_t>(i)) == 0 && *distinct.rbegin() < 700);
     }
-    const std::vector<uint32_t> order = locality_order(storage, storage.links);
+    size_t pauses = 0;
+    const std::vector<uint32_t> order = locality_order(storage, storage.links, [&] { ++pauses; });
+    CHECK(pauses == 1);
     CHECK(std::set<uint32_t>(order.begin(), order.end()).size() == 700 && order.size() == 700);
     const auto groups_met = [](const Links &links) { // groups of 16 items that rows link into, in all
         size_t groups = 0;
@@ -119,7 +121,7 @@ void built_graphs() {
     };
     std::vector<uint32_t> any(700);
     for (size_t i = 0; i < 700; ++i) any[i] = static_cast<uint32_t>(i * 211 % 700);
-    const Storage mixed = storage.select(any), ordered = mixed.select(locality_order(mixed, mixed.links));
+    const Storage mixed = storage.select(any), ordered = mixed.select(locality_order(mixed, mixed.links, [] {}));
     const size_t before = groups_met(mixed.links), after = groups_met(ordered.links);
     CHECK_FOR(std::to_string(before) + " to " + std::to_string(after), after < 0.9 * before);
     Scratch scratch;

@@ -25,7 +25,9 @@ void bypass_deleted(const Storage &storage, Links &links, int num_threads);
 
 /// An order in which items that a walk meets together lie near each other: next always comes an item with the most
 /// links from and to those placed last, and the most items that link to it and to one of them (Gorder; Wei, Yu, Lu and
-/// Lin, "Speedup Graph Processing by Graph Ordering", SIGMOD 2016).
-std::vector<uint32_t> locality_order(const Storage &storage, const Links &links);
+/// Lin, "Speedup Graph Processing by Graph Ordering", SIGMOD 2016). Calls `meanwhile` now and then; it may throw to
+/// stop.
+std::vector<uint32_t> locality_order(const Storage &storage, const Links &links,
+                                     const std::function<void()> &meanwhile);
 
 } // namespace sparing
