@@ -64,12 +64,13 @@ class Beam {
         size_ = std::min(size_ + count, width_);
         while (old + count > size_) // what falls off the end
             (count == 0 || (old != 0 && keys_[old - 1] < keys[count - 1]) ? old : count) -= 1;
-        for (size_t end = size_; count != 0;) {
+        size_t end = size_;
+        for (; count != 0; --end) {
             const uint64_t x = old == 0 ? ~uint64_t{0} : keys_[old - 1], y = keys[count - 1];
-            keys_[--end] = x < y ? x : y;
+            keys_[end - 1] = x < y ? x : y;
             (x < y ? old : count) -= 1;
-            if (count == 0) cursor_ = std::min(cursor_, end);
         }
+        if (end != size_) cursor_ = std::min(cursor_, end);
     }
     /// The best unexpanded item, marked expanded; kNoItem when none is left.
     uint32_t next() {

@@ -109,6 +109,9 @@ void built_graphs() {
     size_t pauses = 0;
     const std::vector<uint32_t> order = locality_order(storage, storage.links, [&] { ++pauses; });
     CHECK(pauses == 1);
+    CHECK(check::throws(ErrorKind::Argument, [&] {
+        locality_order(storage, storage.links, [] { throw Error(ErrorKind::Argument, "stop"); });
+    }));
     CHECK(std::set<uint32_t>(order.begin(), order.end()).size() == 700 && order.size() == 700);
     const auto groups_met = [](const Links &links) { // groups of 16 items that rows link into, in all
         size_t groups = 0;

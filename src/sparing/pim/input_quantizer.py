@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sparing.errors import ArgumentError
 from sparing.quant.ranges import widen
@@ -138,28 +137,28 @@ class _RoundInputs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        rounded, inside = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
-        for source, target, mask in zip(*map(_parts, (x, rounded, inside)), strict=True):
-            codes = (widen(source) / step).round_()
+        rounded = torch.empty_like(x)
+        inside = torch.empty_like(x, dtype=torch.bool) if ctx.needs_input_grad[0] else None
+        # On a CPU few enough rows at a time for several passes over them within its cache.
+        rows = max(1, len(x) if x.device.type != "cpu" else _PART * len(x) // max(1, x.numel()))
+        for at in range(0, len(x), rows):
+            part = slice(at, at + rows)
+            codes = (widen(x[part]) / step).round_()
             clipped = codes.clamp(low, high)
-            torch.eq(codes, clipped, out=mask)
-            target.copy_(clipped.mul_(step))
-        if ctx.needs_input_grad[0]:
+            if inside is not None:
+                torch.eq(codes, clipped, out=inside[part])
+            rounded[part] = clipped.mul_(step)
+        if inside is not None:
             ctx.save_for_backward(inside)
         return rounded
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         (inside,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            return grads[0] * inside, None, None, None
         # As integers: a CPU multiplies bfloat16 by a mask ten times slower.
         kept = grads[0].view(_SAME_WIDTH[grads[0].itemsize]) * inside
         return kept.view(grads[0].dtype), None, None, None
-
-
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """Views along the first axis, on a CPU small enough for several passes over each within its cache."""
-    rows = len(x) if x.device.type != "cpu" else _PART * len(x) // max(1, x.numel())
-    return torch.split(x, max(1, rows))

@@ -77,6 +77,13 @@ def test_large_maps_are_rounded_part_by_part(monkeypatch, dtype, layout):
     assert quantizer(torch.empty(0, 3, 5, 7)).shape == (0, 3, 5, 7)
 
 
+def test_gradients_can_be_differentiated_again():
+    x = torch.tensor([-20.0, 1.3, 2.6]).requires_grad_()
+    (slope,) = torch.autograd.grad(observed(4, torch.tensor([7.0]))(x).square().sum(), x, create_graph=True)
+    slope.sum().backward()
+    assert x.grad.tolist() == [0, 2, 2]
+
+
 def test_calibration_takes_the_largest_and_training_a_moving_average():
     batches = [torch.tensor([0.0, n]) for n in (7.0, 14.0, 3.5)]
     assert float(observed(4, *batches).step) == 2
