@@ -22,6 +22,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = stage_parser("faults", STAGES, __doc__)
     parser.add_argument("--rounds", type=int, default=20, help="overhead: how often each column is run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", help="training: names of jobs, such as plain; default: all")
     parser.add_argument("--epochs", type=int, default=10, help="training: of every network")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument(

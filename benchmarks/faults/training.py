@@ -85,7 +85,11 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         folder = root / f"seed{seed}-{slug(job)}"
         run = partial(_run, job, seed, train, test, options, folder, config)
         todo.append(Job({"seed": seed, "job": job}, folder, run))
-    rows = run_jobs(todo, most=options.jobs, known=known_results(result_file("training", options), settings))
+    known = known_results(result_file("training", options), settings)
+    run_jobs(
+        [job for job in todo if not options.only or job.about["job"] in options.only], most=options.jobs, known=known
+    )
+    rows = run_jobs(todo, most=0, known=known)
     results = {
         **settings,
         "jobs_open": len(wanted) - len(rows),
