@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,8 +66,7 @@ def _columns(x: torch.Tensor, rounds: int, precision: str) -> list[dict[str, Any
         "float network": ("base", lambda: forward(plain), None, {}),
         "fixed point, no faults": ("base", lambda: forward(fixed), None, {}),
     }
-    for name, (fault, options) in FAULTS.items():
-        runs[f"ours: {name}"] = ("ours", lambda: forward(fixed), fault, options)
+    runs |= {f"ours: {name}": ("ours", lambda: forward(fixed), *one) for name, one in FAULTS.items()}
     if precision == "float32":
         runs |= {name: ("rival", run, None, {}) for name, run in _rivals(x, forward).items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -117,7 +117,7 @@ def _rivals(x: torch.Tensor, forward: Callable[[Any], None]) -> dict[str, Run]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 network = MRFI(resnet20(seed=0).eval(), EasyConfig.load_string(_MRFI.format(rate=rate)))
-            found[f"MRFI, {rate} of conv outputs, 8-bit sign flips"] = lambda network=network: forward(network)
+            found[f"MRFI, {rate} of conv outputs, 8-bit sign flips"] = partial(forward, network)
     return found
 
 

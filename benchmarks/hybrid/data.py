@@ -129,14 +129,16 @@ def with_bm25(collection: Collection, passages: list[str], queries: list[str]) -
     parts = (model.scores["data"], model.scores["indices"], model.scores["indptr"])
     width = len(model.scores["indptr"]) - 1
     sparse = sp.csc_matrix(parts, shape=(len(passages), width), dtype=np.float32).tocsr()
-    rows, terms = [], []
+    rows: list[int] = []
+    terms: list[int] = []
     for row, words in enumerate(
         bm25s.tokenize(queries, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
     ):
         known = [model.vocab_dict[word] for word in words if word in model.vocab_dict]
         rows += [row] * len(known)
         terms += known
-    counts = sp.coo_matrix((np.ones(len(rows), np.float32), (rows, terms)), shape=(len(queries), width))
+    ones, places = np.ones(len(rows), np.float32), (np.array(rows, np.int64), np.array(terms, np.int64))
+    counts = sp.coo_matrix((ones, places), shape=(len(queries), width))
     return replace(collection, name=f"{collection.name}-bm25", sparse=sparse, query_sparse=counts.tocsr())
 
 

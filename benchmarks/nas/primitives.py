@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class OnePrimitive(nn.Module):
         for number, blocks in enumerate(self.stages):
             if number:
                 x = self.between[number - 1](x)
-            for block in blocks:
+            for block in cast("nn.ModuleList", blocks):
                 x = x + block(x)
         logits: Tensor = self.classifier(torch.relu(x).mean((2, 3)))
         return logits

@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def stage_results(stage: str, options: argparse.Namespace) -> Results:
     """A stage's results, and what it read."""
-    return (studies if stage == "studies" else primitives).measure(options)
+    return studies.measure(options) if stage == "studies" else primitives.measure(options)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -156,7 +156,7 @@ def pruned_masks(model: nn.Module, images: ImageDataset, most: int, *, batches: 
     rules: dict[str, Callable[[str, Tensor], Tensor]] = {
         "magnitude": lambda name, w: w.square(),
         "magnitude within the layer": lambda name, w: w.square() / w.square().mean(),
-        "Taylor": lambda name, w: sum((w * g).square() for g in gradients[name]),  # type: ignore[arg-type, return-value]
+        "Taylor": lambda name, w: torch.stack([(w * g).square() for g in gradients[name]]).sum(0),
     }
     found = []
     for rule, score in rules.items():

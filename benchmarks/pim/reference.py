@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def report_seconds(times: int, *, tiny: bool) -> dict[str, Any]:
         "dense": dense_design(network, bits=3),
         "uniform": uniform_design(network, hardware.crossbar, bits=3),
     }.items():
-        taken = [_seconds(lambda design=design: hardware_report(network, design, hardware)) for _ in range(times)]
+        taken = [_seconds(partial(hardware_report, network, design, hardware)) for _ in range(times)]
         results[name] = {"first_s": taken[0], "best_s": min(taken), "median_s": statistics.median(taken)}
     taken = [_seconds(lambda: _traced(tiny)) for _ in range(min(times, 5))]
     results["tracing"] = {"first_s": taken[0], "best_s": min(taken), "median_s": statistics.median(taken)}

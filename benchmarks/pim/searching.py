@@ -30,7 +30,7 @@ def search(seeds: Sequence[int], *, evaluations: int, tiny: bool) -> dict[str, A
     """All budgets against all references."""
     network = tiny_shape() if tiny else imagenet_shape("ResNet-50", 10)
     hardware = load_hardware("mnsim")
-    small = {"max_rows": 512, "min_weights": 100_000} if tiny else {}
+    small: dict[str, Any] = {"max_rows": 512, "min_weights": 100_000} if tiny else {}
     references = {
         "uniform": uniform_design(network, hardware.crossbar, bits=BITS, **small),
         "uniform, wrapped": uniform_design(network, hardware.crossbar, bits=BITS, wrapped=True, **small),
@@ -96,8 +96,8 @@ def _match(network: NetworkShape, reference: NetworkDesign, budget: int, seed: i
 
 
 def _cost(cost: ChipCost) -> dict[str, Any]:
-    names = ("num_crossbars", "num_tiles", "num_rounds", "adc_conversions", "table_bits")
-    names += ("latency_s", "serial_s", "energy_j", "area_m2", "energy_by_component_j")
+    counts = ("num_crossbars", "num_tiles", "num_rounds", "adc_conversions", "table_bits")
+    names = (*counts, "latency_s", "serial_s", "energy_j", "area_m2", "energy_by_component_j")
     return {name: getattr(cost, name) for name in names}
 
 

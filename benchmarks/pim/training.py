@@ -33,6 +33,7 @@ from sparing.pim import (
     num_planes,
     quantize_,
 )
+from sparing.pim.block_ranges import RangeRule
 from sparing.vision import (
     ClassifierTrainingConfig,
     DistillationStep,
@@ -46,6 +47,7 @@ _NARROW = {"narrow float": False, "shallow float": True}
 # The most telling first, over their seeds: at equal crossbars, then the range rules, then each of the rest.
 EQUAL_CROSSBARS = ("float", "designed", "epitome", "narrow float", "narrow", "pruned")
 RANGE_RULES = ("float", "epitome", "epitome, max")
+_RULES: dict[str, RangeRule] = {"epitome, max": "max", "epitome, overlap": "overlap"}  # of all others weighted_mse
 OTHERS = ("dense", "shallow float", "shallow", "wrapped", "broad", "epitome, overlap")
 WHOLE_SEEDS = 3
 
@@ -168,9 +170,7 @@ def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
     teacher = copy.deepcopy(model)
     told: dict[str, Any] = {"accuracy_in_float": before["accuracy"]}
     network, most = contestants.shape_of(model), contestants.budget()
-    rule, kind = "weighted_mse", job
-    if job.startswith("epitome, "):
-        kind, rule = job.split(", ")
+    kind, rule = job.removesuffix(", max").removesuffix(", overlap"), _RULES.get(job, "weighted_mse")
     masks = None
     if kind == "pruned":
         told["pruning_rule"], masks = contestants.pruned_masks(model, bench.train, most)
@@ -232,7 +232,7 @@ def _parameters(model: nn.Module) -> int:
 def _revived(model: nn.Module, masks: contestants.Masks) -> int:
     """Weights of pruned blocks that are not 0 after all."""
     modules = dict(model.named_modules())
-    return sum(int((modules[name].weight.detach()[mask == 0] != 0).sum()) for name, mask in masks.items())  # type: ignore[union-attr]
+    return sum(int((modules[name].weight.detach()[mask == 0] != 0).sum()) for name, mask in masks.items())
 
 
 def paired(rows: list[dict[str, Any]], first: str, second: str) -> list[float]:

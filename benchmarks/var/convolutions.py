@@ -29,7 +29,7 @@ def measure(shapes: tuple[tuple[int, int, int], ...] = SHAPES, *, rounds: int) -
 def _measure_one(before: int, after: int, side: int, *, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     norm, conv = nn.GroupNorm(NUM_GROUPS, before).bfloat16(), nn.Conv2d(before, after, 3, padding=1).bfloat16()
-    conv = conv.to(memory_format=torch.channels_last)
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
     integer = Int8Conv2d.from_conv2d(conv)
     x = torch.randn(1, before, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
     plain, ours = _take_turns([lambda: conv(F.silu(norm(x))), lambda: integer(x, norm=norm, silu=True)], rounds=rounds)

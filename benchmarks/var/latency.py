@@ -10,7 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +22,7 @@ from sparing.var.formats import int8_precision
 from sparing.var.pipeline import VARPipeline, weights_fingerprint
 from sparing.var.plan import CompressionPlan, SharingPlan
 
-SETTINGS = {"guidance_scale": 1.5, "top_k": 900, "top_p": 0.96}
+SETTINGS: dict[str, Any] = {"guidance_scale": 1.5, "top_k": 900, "top_p": 0.96}
 Draw = Callable[[torch.Tensor], object]
 
 
@@ -50,11 +50,13 @@ def published(pipe: VARPipeline, autocast: torch.dtype | None) -> Draw:
     return draw
 
 
-def int8_plan(pipe: VARPipeline, *, shared: bool) -> CompressionPlan:
-    """Integer products everywhere; with `shared`, the output shared in the later half of the scales."""
+def int8_plan(pipe: VARPipeline, *, shared: bool, kv_bits: Literal[8] | None = None) -> CompressionPlan:
+    """Integer products everywhere; with `shared`, the output shared in the later half of the scales.
+
+    An 8-bit cache saves memory, not time.
+    """
     config = pipe.transformer.config
-    # An 8-bit cache saves memory, not time.
-    precision = int8_precision(config, kinds=LINEAR_KINDS[1:]).model_copy(update={"kv_bits": None})
+    precision = int8_precision(config, kinds=LINEAR_KINDS[1:]).model_copy(update={"kv_bits": kv_bits})
     from_scale = len(config.patch_nums) // 2
     return CompressionPlan(
         model=config,

@@ -40,9 +40,7 @@ def run(column: str, name: str, batch: int) -> dict[str, Any]:
     pipe = random_pipeline(name, dtype=torch.bfloat16)
     draw = published(pipe, torch.bfloat16) if column == COLUMNS[0] else lambda labels: pipe(labels, **SETTINGS)
     if column in COLUMNS[2:]:
-        plan = int8_plan(pipe, shared=column == COLUMNS[3])
-        precision = plan.precision.model_copy(update={"kv_bits": 8})
-        apply_(pipe, plan.model_copy(update={"precision": precision}), keep_original=False)
+        apply_(pipe, int8_plan(pipe, shared=column == COLUMNS[3], kv_bits=8), keep_original=False)
     gc.collect()
     loaded = _resident()
     labels = torch.arange(batch) * 7 % pipe.transformer.config.num_classes

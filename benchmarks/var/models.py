@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from torch import nn
 
 from sparing.var.config import TokenizerConfig, VARConfig, released_config
 from sparing.var.pipeline import VARPipeline
@@ -24,6 +27,6 @@ def random_pipeline(name: str, *, dtype: torch.dtype = torch.float32, device: st
         transformer.head.weight.mul_(50)
         for block in transformer.layers():
             if not block.shared_adaln:
-                block.ada_lin[1].weight[: 2 * config.embed_dim].mul_(300)
+                cast("nn.Linear", block.ada_lin[1]).weight[: 2 * config.embed_dim].mul_(300)
     pipe = VARPipeline(vqvae, transformer)
     return pipe.to(device, dtype=dtype)

@@ -43,7 +43,8 @@ class PublishedSampler:
             k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
         self.cached[layer] = (k, v)
         out = F.scaled_dot_product_attention(q, k, v.to(k.dtype), scale=scale)
-        return module.proj(out.transpose(1, 2).reshape(batch, length, width))
+        projected: Tensor = module.proj(out.transpose(1, 2).reshape(batch, length, width))
+        return projected
 
     def _block(self, block: Block, x: Tensor, condition: Tensor, layer: int) -> Tensor:
         width = x.shape[-1]
@@ -53,12 +54,14 @@ class PublishedSampler:
         x = x + self._attention(block.attn, normed, layer).mul_(gamma1)
         normed = F.layer_norm(x, (width,), eps=EPS).mul(scale2.add(1)).add_(shift2)
         inside = F.gelu(block.ffn.fc1(normed), approximate="tanh")
-        return x + block.ffn.fc2(inside).mul(gamma2)
+        added: Tensor = block.ffn.fc2(inside).mul(gamma2)
+        return x + added
 
     def _logits(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.model.head_nm.ada_lin(embedding.float()).view(-1, 1, 2, x.shape[-1]).unbind(2)
         normed = F.layer_norm(x.float(), (x.shape[-1],), eps=EPS).mul(scale.add(1)).add_(shift)
-        return self.model.head(normed.float()).float()
+        logits: Tensor = self.model.head(normed.float())
+        return logits.float()
 
     @torch.inference_mode()
     def __call__(

@@ -91,12 +91,12 @@ class Bench:
 
     def sensitivity(self, kind: Literal["ours", "published windows", "shared map"] = "ours") -> Sensitivity:
         """What single things cost; measured once."""
-        tried: dict[str, Any] = {
+        kinds: dict[str, dict[str, Any]] = {
             "ours": {},
             "published windows": {"search": "segment", "taus": PUBLISHED_TAUS, "sharing": None},
             "shared map": {"taus": (), "sharing": "map"},
-        }[kind]
-        config = self.config().model_copy(update=tried)
+        }
+        config = self.config().model_copy(update=kinds[kind])
         cache = self.work / f"sensitivity-{kind.replace(' ', '-')}-{self.weights}.json"
         return measure_sensitivity(self.pipe, config=config, data=self.calibration, cache=cache)
 
@@ -175,6 +175,6 @@ def reconstruction(bench: Bench) -> dict[str, Any]:
         "psnr_db": float((10 * torch.log10(255**2 / errors)).mean()),
         "frechet": frechet_distance(bench.real, features),
     }
-    with replace_file(file) as out:
-        out.write(json.dumps(found).encode())
+    with replace_file(file) as target:
+        target.write(json.dumps(found).encode())
     return found

@@ -158,7 +158,8 @@ def _change(row: dict[str, Any], base: dict[str, Any]) -> str:
 
 def _is_within(row: dict[str, Any], base: dict[str, Any]) -> bool:
     worse = row["frechet"] / base["frechet"] - 1
-    return worse <= FRECHET_ALLOWED and base["class_agreement"] - row["class_agreement"] <= AGREEMENT_ALLOWED
+    lost = base["class_agreement"] - row["class_agreement"]
+    return bool(worse <= FRECHET_ALLOWED and lost <= AGREEMENT_ALLOWED)
 
 
 def _quality(results: Any) -> Section:
@@ -173,7 +174,7 @@ def _quality(results: Any) -> Section:
     changes += "".join("; asked for 85.2 %: " + _change(row, bases[row["guidance_scale"]]) for row in floor)
     agreement = f"{best['class_agreement']:.1%} at {best['guidance_scale']}"
     claim = "Model S: class agreement at its best guidance"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (claim, f"{AGREEMENT_FLOOR:.0%}", f"{AGREEMENT_GOAL:.0%}", agreement),
         (f"Model S: attention removed; {allowed}", "85.2 % (Model M)", "92 % (M)", changes),
     ]
