@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,15 @@ def known_results(file: Path, settings: Mapping[str, Any]) -> list[dict[str, Any
     return list(results["jobs"]) if same else []
 
 
-def run_jobs(jobs: Iterable[Job], *, most: int | None, known: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def run_jobs(
+    jobs: Iterable[Job], *, most: int | None, only: Sequence[str] | None = None, known: Iterable[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """Runs the jobs that have no result yet.
 
     Args:
         jobs: in their order.
         most: jobs to run; None: all.
+        only: names of jobs to run; None: all. Results of the others are taken where there are any.
         known: results of jobs that need not be run again.
 
     Returns:
@@ -66,7 +69,7 @@ def run_jobs(jobs: Iterable[Job], *, most: int | None, known: Iterable[dict[str,
         if not file.is_file():
             row = next((row for row in known if all(row[key] == value for key, value in job.about.items())), None)
             if row is None:
-                if left == 0:
+                if left == 0 or (only is not None and job.about["job"] not in only):
                     continue
                 left = None if left is None else left - 1
                 row = {**job.about, **job.run(), "ran": _ran()}

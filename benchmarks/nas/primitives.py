@@ -97,7 +97,8 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         folder = options.work / "primitives" / slug(study) / f"seed{seed}-{name}"
         run = partial(_run, bench, STUDIES[study], seed, name, folder)
         todo.append(Job({"study": study, "seed": seed, "job": name}, folder, run))
-    rows = run_jobs(todo, most=options.jobs, known=known_results(result_file("primitives", options), settings))
+    known = known_results(result_file("primitives", options), settings)
+    rows = run_jobs(todo, most=options.jobs, only=options.only, known=known)
     results = {**settings, "jobs_open": len(wanted) - len(rows), "jobs": rows}
     return results, {"name": bench.small_train.name, "train": len(bench.train), "test": len(bench.test)}
 

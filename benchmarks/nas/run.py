@@ -27,6 +27,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--draws", type=int, help="of faults for each network and rate; default: as the study says")
     parser.add_argument("--images", type=int, default=2000, help="test images under each draw")
+    parser.add_argument("--only", nargs="+", help="names of jobs, such as search; default: all")
     parser.add_argument("--jobs", type=int, help="stop after so many jobs; default: all")
     return parser.parse_args(arguments)
 

@@ -179,7 +179,8 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         folder = root / slug(name) / f"seed{seed}-{slug(job)}"
         run = partial(_timed, bench, STUDIES[name], seed, job, folder)
         todo.append(Job({"study": name, "seed": seed, "job": job}, folder, run))
-    rows = run_jobs(todo, most=options.jobs, known=known_results(result_file("studies", options), settings))
+    known = known_results(result_file("studies", options), settings)
+    rows = run_jobs(todo, most=options.jobs, only=options.only, known=known)
     results = {
         **settings,
         "jobs_open": len(wanted) - len(rows),

@@ -148,10 +148,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         for seed, job in wanted
     ]
     known = known_results(result_file("training", options), settings)
-    run_jobs(
-        [job for job in todo if not options.only or job.about["job"] in options.only], most=options.jobs, known=known
-    )
-    rows = run_jobs(todo, most=0, known=known)
+    rows = run_jobs(todo, most=options.jobs, only=options.only, known=known)
     results = {
         **settings,
         "jobs_open": len(wanted) - len(rows),
