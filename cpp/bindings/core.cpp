@@ -107,48 +107,56 @@ BuildProgress progress_of(const std::optional<nb::callable> &callback) {
     };
 }
 
+/// Waits for changes without holding up the rest of Python.
+std::shared_lock<std::shared_mutex> locked(const Index &index) {
+    const nb::gil_scoped_release released;
+    return index.reader();
+}
+
 /// Bytes of each array, and the number of links.
 nb::dict sizes_of(const Index &index) {
-    return index.read([](const Storage &s) {
-        nb::dict out;
-        out["ids"] = s.ids.bytes();
-        out["deleted"] = s.deleted.bytes();
-        out["heads"] = s.heads.bytes();
-        out["tails"] = s.tails.bytes();
-        out["dense"] = s.dense.bytes();
-        out["row_begin"] = s.row_begin.bytes();
-        out["terms"] = s.terms.bytes();
-        out["values"] = s.values.bytes();
-        out["norms"] = s.norms.bytes();
-        out["links"] = s.links.data.bytes();
-        out["entries"] = s.entries.bytes();
-        out["seeds"] = s.seeds.items.bytes();
-        out["num_nonzeros"] = s.terms.size();
-        size_t num_links = 0;
-        for (size_t i = 0; i < s.size(); ++i) num_links += s.links.count(i);
-        out["num_links"] = num_links;
-        return out;
-    });
+    const auto lock = locked(index);
+    const Storage &s = index.storage();
+    nb::dict out;
+    out["ids"] = s.ids.bytes();
+    out["deleted"] = s.deleted.bytes();
+    out["center"] = s.center.bytes();
+    out["heads"] = s.heads.bytes();
+    out["tails"] = s.tails.bytes();
+    out["dense"] = s.dense.bytes();
+    out["row_begin"] = s.row_begin.bytes();
+    out["terms"] = s.terms.bytes();
+    out["values"] = s.values.bytes();
+    out["norms"] = s.norms.bytes();
+    out["links"] = s.links.data.bytes();
+    out["entries"] = s.entries.bytes();
+    out["seeds"] = s.seeds.items.bytes();
+    out["num_nonzeros"] = s.terms.size();
+    size_t num_links = 0;
+    for (size_t i = 0; i < s.size(); ++i) num_links += s.links.count(i);
+    out["num_links"] = num_links;
+    return out;
 }
 
 nb::dict arrays_of(const Index &index) {
-    return index.read([](const Storage &s) {
-        nb::dict out;
-        out["ids"] = copy_out(s.ids);
-        out["deleted"] = copy_out(s.deleted);
-        out["heads"] = copy_out(s.heads);
-        out["tails"] = copy_out(s.tails);
-        out["dense"] = copy_out(s.dense);
-        out["row_begin"] = copy_out(s.row_begin);
-        out["terms"] = copy_out(s.terms);
-        out["values"] = copy_out(s.values);
-        out["norms"] = copy_out(s.norms);
-        out["links"] = copy_out(s.links.data);
-        out["entries"] = copy_out(s.entries);
-        out["seeds"] = copy_out(s.seeds.items);
-        out["seed_buckets"] = s.seeds.num_buckets;
-        return out;
-    });
+    const auto lock = locked(index);
+    const Storage &s = index.storage();
+    nb::dict out;
+    out["ids"] = copy_out(s.ids);
+    out["deleted"] = copy_out(s.deleted);
+    out["center"] = copy_out(s.center);
+    out["heads"] = copy_out(s.heads);
+    out["tails"] = copy_out(s.tails);
+    out["dense"] = copy_out(s.dense);
+    out["row_begin"] = copy_out(s.row_begin);
+    out["terms"] = copy_out(s.terms);
+    out["values"] = copy_out(s.values);
+    out["norms"] = copy_out(s.norms);
+    out["links"] = copy_out(s.links.data);
+    out["entries"] = copy_out(s.entries);
+    out["seeds"] = copy_out(s.seeds.items);
+    out["seed_buckets"] = s.seeds.num_buckets;
+    return out;
 }
 
 template <class T>
@@ -317,9 +325,9 @@ NB_MODULE(_core, m) {
 
     nb::class_<Index>(m, "Index")
         .def(nb::init<const Config &>(), nb::arg("config"))
-        .def("__len__", &Index::size)
-        .def("__contains__", &Index::contains)
-        .def_prop_ro("num_deleted", &Index::num_deleted)
+        .def("__len__", &Index::size, nb::call_guard<nb::gil_scoped_release>())
+        .def("__contains__", &Index::contains, nb::call_guard<nb::gil_scoped_release>())
+        .def_prop_ro("num_deleted", &Index::num_deleted, nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro("record_bytes",
                      [](const Index &index) {
                          const CodeLayout &layout = index.storage().layout;
@@ -388,7 +396,10 @@ NB_MODULE(_core, m) {
                 auto deleted = nb::cast<Array1<uint8_t>>(arrays["deleted"]);
                 saved.has_records = arrays.contains("heads");
                 Array1<uint8_t> heads, tails;
+                Array1<float> center;
                 if (saved.has_records) {
+                    center = nb::cast<Array1<float>>(arrays["center"]);
+                    saved.center = span_of(center);
                     heads = nb::cast<Array1<uint8_t>>(arrays["heads"]);
                     tails = nb::cast<Array1<uint8_t>>(arrays["tails"]);
                     saved.heads = span_of(heads);

@@ -65,8 +65,8 @@ struct Worker {
 void load_query(const Storage &storage, uint32_t item, RowMemory &memory, Query &query) {
     const Config &config = storage.config;
     const SparseRow row = config.doc_terms == 0 ? storage.sparse_row(item, memory) : SparseRow{};
-    query_from_records(storage.layout, storage.head(item), storage.tail(item), config.dense_weight,
-                       config.sparse_weight * config.scale, row, query);
+    query_from_records(storage.layout, storage.center.span(), storage.head(item), storage.tail(item),
+                       config.dense_weight, config.sparse_weight * config.scale, row, query);
 }
 
 Ranking ranking_of(const Storage &storage) { return {storage.config.similarity, storage.norms.data()}; }
@@ -106,6 +106,7 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
     std::vector<uint32_t> &open = worker.open;
     while (!open.empty() && kept < degree) {
         const uint32_t chosen = open.front();
+        const float chosen_score = worker.own_scores.front();
         out[kept++] = chosen;
         open.erase(open.begin());
         worker.own_scores.erase(worker.own_scores.begin());
@@ -115,7 +116,9 @@ size_t prune(const Storage &storage, uint32_t item, size_t degree, Worker &worke
         score_codes(kernels(), storage.view(), worker.other, open.data(), open.size(), worker.scores.data());
         size_t left = 0;
         for (size_t i = 0; i < open.size(); ++i) {
-            if (nearness(worker.scores[i], chosen, open[i]) < worker.own_scores[i]) {
+            const float between = nearness(worker.scores[i], chosen, open[i]);
+            // The second case: item, chosen and open[i] are the same thrice. Links to one of them are enough.
+            if (between < worker.own_scores[i] || (between == worker.own_scores[i] && between == chosen_score)) {
                 worker.occluded.push_back({-worker.own_scores[i], open[i]});
                 continue;
             }

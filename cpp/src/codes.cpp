@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 
 namespace sparing {
@@ -40,16 +41,38 @@ float sign_size(const float *x, size_t dim) {
     return sizes < double{kTiny} ? 0.F : static_cast<float>(squares / sizes);
 }
 
-/// Writes the dense part; returns its step.
-float encode_dense(const CodeLayout &layout, const float *dense, uint8_t *head, uint8_t *tail) {
-    if (dense == nullptr) return 0;
+/// The next bfloat16 that is not smaller; positive numbers only. A step is rounded before anything is divided by it.
+Bits16 round_up(float value) { return static_cast<Bits16>((std::bit_cast<uint32_t>(value) + 0xFFFFU) >> 16); }
+
+/// `dense` (zeros where it is null) less the center.
+std::vector<float> residual_of(std::span<const float> center, const float *dense) {
+    std::vector<float> residual(center.size());
+    for (size_t i = 0; i < residual.size(); ++i) residual[i] = (dense == nullptr ? 0.F : dense[i]) - center[i];
+    return residual;
+}
+
+/// Of x = residual + center. In eight lanes that a compiler keeps in registers.
+float offset_of(std::span<const float> center, const std::vector<float> &residual) {
+    double lane[8] = {};
+    const size_t whole = center.size() / 8 * 8;
+    for (size_t i = 0; i < whole; i += 8)
+        for (size_t j = 0; j < 8; ++j) lane[j] += center[i + j] * (residual[i + j] + 0.5 * center[i + j]);
+    double offset = 0;
+    for (size_t i = whole; i < center.size(); ++i) offset += center[i] * (residual[i] + 0.5 * center[i]);
+    for (const double part : lane) offset += part;
+    return static_cast<float>(offset);
+}
+
+/// Writes the dense part, signs and codes; returns its step.
+Bits16 encode_dense(const CodeLayout &layout, const float *dense, uint8_t *head, uint8_t *tail) {
     const size_t dim = layout.dim;
     const float size = sign_size(dense, dim);
     // In int4 a sign stands for 4 steps: of dimensions spread like a bell, nearly the step of the least squared error.
     float step = layout.dense == DenseCode::Int4 ? size / 4 : size;
-    if (layout.dense == DenseCode::Float32) std::memcpy(tail, dense, dim * sizeof *dense);
     if (layout.dense == DenseCode::Int8) step = largest(dense, dim) / 127.F;
     if (!(size > 0 && std::isfinite(size)) || largest(dense, dim) < kTiny) return 0;
+    const Bits16 rounded = round_up(step);
+    step = widen_bits(rounded);
     for (size_t i = 0; i < dim; ++i) {
         const auto bit = static_cast<uint8_t>(1U << (i % 8));
         const float x = dense[i] / step;
@@ -64,7 +87,7 @@ float encode_dense(const CodeLayout &layout, const float *dense, uint8_t *head, 
     }
     const float level = layout.dense == DenseCode::Int4 ? 4.F : std::clamp(std::nearbyint(size / step), 1.F, 255.F);
     head[layout.level_offset()] = static_cast<uint8_t>(level);
-    return step;
+    return rounded;
 }
 
 /// Positions of the `keep` heaviest values of a row, ties by term, then back in term order.
@@ -92,6 +115,18 @@ size_t rounds_needed(std::span<const uint16_t> prints, uint16_t multiplier, size
 }
 
 } // namespace
+
+// In eight lanes that a compiler keeps in registers.
+double squared_length(const float *x, size_t n) {
+    double lane[8] = {};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t j = 0; j < 8; ++j) lane[j] += double{x[i + j]} * x[i + j];
+    double sum = 0;
+    for (; i < n; ++i) sum += double{x[i]} * x[i];
+    for (const double part : lane) sum += part;
+    return sum;
+}
 
 void TermTable::assign(const SparseRow &row, std::span<const int16_t> weights, bool optimise) {
     std::vector<uint16_t> prints(row.size);
@@ -123,10 +158,44 @@ void TermTable::assign(const SparseRow &row, std::span<const int16_t> weights, b
     }
 }
 
-void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &row, uint8_t *head, uint8_t *tail) {
+std::vector<float> center_of(size_t count, size_t dim, const std::function<const float *(size_t)> &row) {
+    std::vector<double> lengths(count, 0);
+    for (size_t i = 0; i < count; ++i)
+        if (const float *x = row(i); x != nullptr) {
+            const double square = squared_length(x, dim);
+            lengths[i] = std::isfinite(square) ? std::sqrt(square) : 0; // a damaged file may hold anything
+        }
+    std::vector<double> present;
+    std::copy_if(lengths.begin(), lengths.end(), std::back_inserter(present), [](double l) { return l > 0; });
+    if (present.empty()) return {};
+    const auto median = present.begin() + static_cast<std::ptrdiff_t>(present.size() / 2);
+    std::nth_element(present.begin(), median, present.end());
+    std::vector<double> sum(dim, 0);
+    for (size_t i = 0; i < count; ++i) {
+        if (lengths[i] == 0) continue;
+        const float *x = row(i);
+        const double share = std::min(1.0, *median / lengths[i]);
+        for (size_t d = 0; d < dim; ++d) sum[d] += share * x[d];
+    }
+    std::vector<float> center(dim);
+    for (size_t d = 0; d < dim; ++d) center[d] = static_cast<float>(sum[d] / static_cast<double>(present.size()));
+    return center;
+}
+
+void encode_item(const CodeLayout &layout, std::span<const float> center, const float *dense, const SparseRow &row,
+                 uint8_t *head, uint8_t *tail) {
     std::fill_n(head, layout.head_stride(), uint8_t{0});
     std::fill_n(tail, layout.tail_stride(), uint8_t{0}); // there may be no tail at all
-    float steps[2] = {encode_dense(layout, dense, head, tail), 0};
+    Bits16 steps[2] = {};
+    if (dense != nullptr && layout.dense == DenseCode::Float32) std::memcpy(tail, dense, layout.dim * sizeof *dense);
+    if (!center.empty()) {
+        const std::vector<float> residual = residual_of(center, dense);
+        steps[0] = encode_dense(layout, residual.data(), head, tail);
+        const float offset = offset_of(center, residual);
+        std::memcpy(head + layout.offset_offset(), &offset, sizeof offset);
+    } else if (dense != nullptr) {
+        steps[0] = encode_dense(layout, dense, head, tail);
+    }
     auto *first = reinterpret_cast<uint16_t *>(head + layout.head_terms_offset());
     auto *rest = reinterpret_cast<uint16_t *>(tail + layout.tail_terms_offset());
     auto *values = reinterpret_cast<int8_t *>(head + layout.values_offset());
@@ -137,7 +206,8 @@ void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &
         std::vector<uint32_t> order = heaviest(row, layout.terms);
         std::stable_sort(order.begin(), order.end(),
                          [&](uint32_t a, uint32_t b) { return row.values[a] > row.values[b]; });
-        steps[1] = peak / 127.F;
+        steps[1] = round_up(peak / 127.F);
+        const float step = widen_bits(steps[1]);
         // Short rows share a value among fewer terms; no value is shared by both signs if there are groups to spare.
         const size_t positive = static_cast<size_t>(
             std::count_if(order.begin(), order.end(), [&](uint32_t position) { return row.values[position] > 0; }));
@@ -157,7 +227,7 @@ void encode_item(const CodeLayout &layout, const float *dense, const SparseRow &
                 (place < kHeadTerms ? first[place] : rest[place - kHeadTerms]) = fingerprint(row.terms[order[i]]);
                 sum += row.values[order[i]];
             }
-            values[group] = static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(end - begin) / steps[1]));
+            values[group] = static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(end - begin) / step));
             begin = end;
         }
     }
@@ -185,21 +255,34 @@ float set_int8(const CodeLayout &layout, const float *dense, Query &query) {
     return peak / 127.F;
 }
 
-void set_dense(const CodeLayout &layout, const float *dense, float weight, Query &query) {
+/// The factors of a query whose codes are made; `step` is 0 where there is nothing to score but offsets.
+void set_factors(const CodeLayout &layout, float weight, float step, float offset, Query &query) {
+    query.sign_factor = step > 0 ? weight * step : weight;
+    query.dense_factor = layout.dense == DenseCode::Float32 ? weight : query.sign_factor;
+    query.offset_weight = weight;
+    query.offset = weight * offset;
+}
+
+void set_dense(const CodeLayout &layout, std::span<const float> center, const float *dense, float weight,
+               Query &query) {
     query.dense_float.assign(layout.padded_dim(), 0.F);
     query.dense_weight = dense == nullptr ? 0.F : weight;
-    query.dense_factor = query.sign_factor = 0;
-    if (dense == nullptr) return;
+    query.dense_factor = query.sign_factor = query.offset_weight = query.offset = 0;
+    if (dense == nullptr || largest(dense, layout.dim) < kTiny) return;
     std::copy(dense, dense + layout.dim, query.dense_float.begin());
-    query.sign_factor = weight * set_int8(layout, dense, query);
-    query.dense_factor = layout.dense == DenseCode::Float32 ? weight : query.sign_factor;
+    if (center.empty()) {
+        set_factors(layout, weight, set_int8(layout, dense, query), 0, query);
+        return;
+    }
+    const std::vector<float> residual = residual_of(center, dense);
+    set_factors(layout, weight, set_int8(layout, residual.data(), query), offset_of(center, residual), query);
 }
 
 } // namespace
 
-void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow &row, float dense_weight,
-                   float sparse_weight, size_t query_terms, Query &query) {
-    set_dense(layout, dense, dense_weight, query);
+void prepare_query(const CodeLayout &layout, std::span<const float> center, const float *dense, const SparseRow &row,
+                   float dense_weight, float sparse_weight, size_t query_terms, Query &query) {
+    set_dense(layout, center, dense, dense_weight, query);
     query.sparse_weight = row.size == 0 ? 0.F : sparse_weight;
     const float peak = largest(row.values, row.size);
     float total = 0;
@@ -220,26 +303,35 @@ void prepare_query(const CodeLayout &layout, const float *dense, const SparseRow
     for (uint32_t &position : query.seed_terms) position = row.terms[position];
 }
 
-void query_from_records(const CodeLayout &layout, const uint8_t *head, const uint8_t *tail, float dense_weight,
-                        float sparse_weight, const SparseRow &full, Query &query) {
-    float steps[2];
-    std::memcpy(steps, head + layout.steps_offset(), sizeof steps);
-    query.dense_weight = query.dense_factor = query.sign_factor = 0;
+void query_from_records(const CodeLayout &layout, std::span<const float> center, const uint8_t *head,
+                        const uint8_t *tail, float dense_weight, float sparse_weight, const SparseRow &full,
+                        Query &query) {
+    Bits16 bits[2];
+    float offset;
+    std::memcpy(bits, head + layout.steps_offset(), sizeof bits);
+    std::memcpy(&offset, head + layout.offset_offset(), sizeof offset);
+    const float steps[2] = {widen_bits(bits[0]), widen_bits(bits[1])};
+    query.dense_weight = query.dense_factor = query.sign_factor = query.offset_weight = query.offset = 0;
     const size_t padded = layout.padded_dim();
     if (layout.dense == DenseCode::Float32) {
         const auto *dense = reinterpret_cast<const float *>(tail);
         query.dense_float.assign(dense, dense + padded);
-        query.dense_factor = steps[0] > 0 ? dense_weight : 0.F;
-        query.sign_factor = dense_weight * set_int8(layout, dense, query);
+        if (center.empty()) {
+            const float step = set_int8(layout, dense, query);
+            if (step > 0) set_factors(layout, dense_weight, step, 0, query);
+        } else {
+            set_factors(layout, dense_weight, set_int8(layout, residual_of(center, dense).data(), query), offset,
+                        query);
+        }
     } else {
         query.dense_sum = 0;
-        query.dense_int8.resize(padded);
-        for (size_t i = 0; i < padded; ++i) {
-            query.dense_int8[i] = static_cast<int8_t>(i < layout.dim ? signed_code(layout, head, tail, i) : 0);
+        query.dense_int8.assign(padded, 0);
+        for (size_t i = 0; i < layout.dim && steps[0] > 0; ++i) {
+            query.dense_int8[i] = static_cast<int8_t>(signed_code(layout, head, tail, i));
             query.dense_sum += query.dense_int8[i];
         }
-        query.dense_factor = dense_weight * steps[0] * (layout.dense == DenseCode::Int4 ? 0.5F : 1.F);
-        query.sign_factor = query.dense_factor;
+        if (steps[0] > 0 || !center.empty())
+            set_factors(layout, dense_weight, steps[0] * (layout.dense == DenseCode::Int4 ? 0.5F : 1.F), offset, query);
     }
     if (layout.terms == 0) {
         const float peak = largest(full.values, full.size);

@@ -218,9 +218,9 @@ SearchOutput Index::search(const QueryBatch &queries, size_t k, size_t beam, con
     std::vector<SearchCounts> counts(scratches.size());
     parallel_for(n, static_cast<int>(scratches.size()), 1, [&](int w, size_t i) {
         Scratch &scratch = *scratches[static_cast<size_t>(w)];
-        prepare_query(storage_.layout, queries.items.dense_row(i, config.dim), queries.items.sparse_row(i),
-                      queries.weights[2 * i], queries.weights[2 * i + 1] * config.scale, queries.query_terms,
-                      scratch.query);
+        prepare_query(storage_.layout, storage_.center.span(), queries.items.dense_row(i, config.dim),
+                      queries.items.sparse_row(i), queries.weights[2 * i], queries.weights[2 * i + 1] * config.scale,
+                      queries.query_terms, scratch.query);
         std::vector<Candidate> found;
         if (exact)
             search_exact_one(storage_, scratch.query, options, scratch, found);
@@ -283,6 +283,8 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     if (n >= (size_t{1} << 31)) bad_file("too many items");
     expect_size(saved.deleted, n, "deleted");
     if (saved.has_records) {
+        if (!saved.center.empty()) expect_size(saved.center, config.dim, "center");
+        if (!std::isfinite(squared_length(saved.center.data(), saved.center.size()))) bad_file("center is not finite");
         expect_size(saved.heads, n * storage.layout.head_stride(), "heads");
         expect_size(saved.tails, n * storage.layout.tail_stride(), "tails");
     }
@@ -317,6 +319,7 @@ std::unique_ptr<Index> Index::open(const Config &config, const SavedArrays &save
     hold(storage.terms, saved.terms, owner, borrow);
     hold(storage.values, saved.values, owner, borrow);
     if (saved.has_records) {
+        storage.center = hold(saved.center, owner, borrow);
         storage.heads = hold(saved.heads, owner, borrow);
         storage.tails = hold(saved.tails, owner, borrow);
     } else {

@@ -63,20 +63,21 @@ struct Scoring {
     struct Plan {
         Plan(const CodeLayout &layout, const Query &query)
             : dim(layout.padded_dim()), head_stride(layout.head_stride()), tail_stride(layout.tail_stride()),
-              steps(layout.steps_offset()), level(layout.level_offset()), values(layout.values_offset()),
+              steps(layout.steps_offset()), offset_at(layout.offset_offset()), level(layout.level_offset()), values(layout.values_offset()),
               head_terms(layout.head_terms_offset()), tail_terms(layout.tail_terms_offset()),
               num_head_terms(layout.head_terms()), num_tail_terms(layout.terms - layout.head_terms()),
               dense(query.dense_int8.data()), rounds(query.table.rounds.data()), num_rounds(query.table.num_rounds),
               multiplier(query.table.multiplier), sum(query.dense_sum), sign_factor(query.sign_factor),
-              dense_factor(query.dense_factor), sparse_factor(query.sparse_factor) {}
-        size_t dim, head_stride, tail_stride, steps, level, values, head_terms, tail_terms, num_head_terms,
+              dense_factor(query.dense_factor), offset_weight(query.offset_weight), offset(query.offset),
+              sparse_factor(query.sparse_factor) {}
+        size_t dim, head_stride, tail_stride, steps, offset_at, level, values, head_terms, tail_terms, num_head_terms,
             num_tail_terms;
         const int8_t *dense;
         const TermTable::Round *rounds;
         size_t num_rounds;
         uint16_t multiplier;
         int32_t sum;
-        float sign_factor, dense_factor, sparse_factor;
+        float sign_factor, dense_factor, offset_weight, offset, sparse_factor;
     };
 
     SPARING_INLINE static float load_float(const uint8_t *from) {
@@ -84,15 +85,26 @@ struct Scoring {
         std::memcpy(&value, from, sizeof value);
         return value;
     }
+    SPARING_INLINE static float load_step(const uint8_t *from) {
+        Bits16 bits;
+        std::memcpy(&bits, from, sizeof bits);
+        return widen_bits(bits);
+    }
 
     /// Adds `sign` times the estimates from signs: factor * step * size of a sign * (positive ones - negative ones).
     SPARING_INLINE static void add_estimates(const Plan &plan, const uint8_t *const *heads, float sign, float *out) {
         int32_t positive[4];
         Isa::dot_signs(heads, plan.dense, plan.dim, positive);
         for (size_t j = 0; j < 4; ++j) {
-            const float size = load_float(heads[j] + plan.steps) * static_cast<float>(heads[j][plan.level]);
+            const float size = load_step(heads[j] + plan.steps) * static_cast<float>(heads[j][plan.level]);
             out[j] += sign * plan.sign_factor * size * static_cast<float>(2 * positive[j] - plan.sum);
         }
+    }
+
+    /// Adds `sign` times what the products of dense codes leave out.
+    SPARING_INLINE static void add_offsets(const Plan &plan, const uint8_t *const *heads, float sign, float *out) {
+        for (size_t j = 0; j < 4; ++j)
+            out[j] += sign * (plan.offset_weight * load_float(heads[j] + plan.offset_at) + plan.offset);
     }
 
     /// Adds the products of `count` terms of each record, from the kept terms' `first` on.
@@ -106,7 +118,7 @@ struct Scoring {
         };
         Isa::sum4(match, sums);
         for (size_t j = 0; j < 4; ++j)
-            out[j] += plan.sparse_factor * load_float(heads[j] + plan.steps + 4) * static_cast<float>(sums[j]);
+            out[j] += plan.sparse_factor * load_step(heads[j] + plan.steps + sizeof(Bits16)) * static_cast<float>(sums[j]);
     }
 
     static void score_heads(const ItemView &view, const Query &query, const uint32_t *ids, size_t count, float *out) {
@@ -121,7 +133,10 @@ struct Scoring {
         by_four(view.heads, plan.head_stride, head_lines(layout, query), ids, count,
                 [&](size_t i, size_t group, const uint8_t *const *heads) __attribute__((always_inline)) {
                     float score[4] = {};
-                    if (dense) add_estimates(plan, heads, 1, score);
+                    if (dense) {
+                        add_estimates(plan, heads, 1, score);
+                        add_offsets(plan, heads, 1, score);
+                    }
                     if (sparse) add_terms(plan, heads, heads, plan.head_terms, 0, plan.num_head_terms, score);
                     for (size_t j = 0; j < group; ++j) out[i + j] = score[j];
                 });
@@ -138,6 +153,10 @@ struct Scoring {
         const Plan plan(layout, query);
         // In int4 a sign is 8 of 15 steps, estimated as 4 on either side of 0: the other bits are added to that.
         const bool replaces = dense && code != DenseCode::Int4 && layout.has_signs();
+        // Offsets came with the signs, if there are any; products of floats leave nothing out.
+        const float offsets = !dense || layout.has_signs() == (code != DenseCode::Float32) ? 0.F
+                              : layout.has_signs()                                         ? -1.F
+                                                                                           : 1.F;
         const float zero = (code == DenseCode::Int4 ? 3.5F : 128.F) * static_cast<float>(plan.sum);
         if (full)
             for (size_t i = 0; i < 2 && i < count; ++i) prefetch_row(view, ids[i]);
@@ -148,6 +167,7 @@ struct Scoring {
                         heads[j] = view.heads + ids[i + (j < group ? j : 0)] * plan.head_stride;
                     float more[4] = {};
                     if (replaces) add_estimates(plan, heads, -1, more);
+                    if (offsets != 0) add_offsets(plan, heads, offsets, more);
                     if (dense && code == DenseCode::Float32) {
                         for (size_t j = 0; j < group; ++j)
                             more[j] += plan.dense_factor * Isa::dot_float(reinterpret_cast<const float *>(tails[j]),
@@ -159,7 +179,7 @@ struct Scoring {
                         else
                             Isa::dot_planes(tails, plan.dense, plan.dim, sums);
                         for (size_t j = 0; j < 4; ++j)
-                            more[j] += plan.dense_factor * load_float(heads[j] + plan.steps) *
+                            more[j] += plan.dense_factor * load_step(heads[j] + plan.steps) *
                                        (static_cast<float>(sums[j]) - zero);
                     }
                     if (full) {

@@ -11,18 +11,6 @@ namespace sparing {
 namespace {
 /// Squared length up to which the products of any two rows stay finite in float32.
 constexpr double kLongest = 1e37;
-
-/// Sum of squares in eight lanes that a compiler keeps in registers; not finite if a value is not.
-double squared_length(const float *x, size_t n) {
-    double lane[8] = {};
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (size_t j = 0; j < 8; ++j) lane[j] += double{x[i + j]} * x[i + j];
-    double sum = 0;
-    for (; i < n; ++i) sum += double{x[i]} * x[i];
-    for (const double part : lane) sum += part;
-    return sum;
-}
 } // namespace
 
 void validate_batch(const ItemBatch &batch, size_t dim, const char *what) {
@@ -72,12 +60,13 @@ Storage::Storage(const Config &c) : config(c) {
 void Storage::append(const ItemBatch &batch, const int64_t *new_ids, const std::vector<uint32_t> &order,
                      int num_threads) {
     const size_t first = size(), count = order.size(), dim = config.dim;
+    if (first == 0) set_center(count, [&](size_t i) { return batch.dense_row(order[i], dim); });
     const size_t head_stride = layout.head_stride(), tail_stride = layout.tail_stride();
     Buffer<uint8_t> new_heads(count * head_stride), new_tails(count * tail_stride);
     uint8_t *const to_heads = new_heads.data(), *const to_tails = new_tails.data();
     parallel_for(count, num_threads, 64, [&](int, size_t i) {
-        encode_item(layout, batch.dense_row(order[i], dim), batch.sparse_row(order[i]), to_heads + i * head_stride,
-                    to_tails + i * tail_stride);
+        encode_item(layout, center.span(), batch.dense_row(order[i], dim), batch.sparse_row(order[i]),
+                    to_heads + i * head_stride, to_tails + i * tail_stride);
     });
     ids.reserve(first + count); // all memory first: running out leaves the storage as it was
     deleted.reserve(first + count);
@@ -119,12 +108,22 @@ void Storage::encode() {
     tails = Buffer<uint8_t>(n * tail_stride);
     std::vector<float> vector(dim);
     RowMemory memory;
+    set_center(n, [&](size_t i) {
+        dense.read(i * dim, dim, vector.data());
+        return vector.data();
+    });
     for (size_t i = 0; i < n; ++i) {
         dense.read(i * dim, dim, vector.data());
         SparseRow row = sparse_row(i, memory);
         if (!std::isfinite(squared_length(row.values, row.size))) row = {};
-        encode_item(layout, vector.data(), row, heads.data() + i * head_stride, tails.data() + i * tail_stride);
+        encode_item(layout, center.span(), vector.data(), row, heads.data() + i * head_stride,
+                    tails.data() + i * tail_stride);
     }
+}
+
+void Storage::set_center(size_t count, const std::function<const float *(size_t)> &row) {
+    const std::vector<float> found = center_of(count, config.dim, row);
+    center = Buffer<float>::copy_of(found.data(), found.size());
 }
 
 void Storage::truncate(size_t count) {
@@ -154,6 +153,7 @@ Storage Storage::select(const std::vector<uint32_t> &order) const {
         renumbered[order[i]] = static_cast<uint32_t>(i);
         nonzeros += row_begin[order[i] + 1] - row_begin[order[i]];
     }
+    out.center = Buffer<float>::copy_of(center.data(), center.size());
     out.ids.reserve(count);
     out.heads.reserve(count * layout.head_stride());
     out.tails.reserve(count * layout.tail_stride());

@@ -57,10 +57,10 @@ void compare(const Shape &shape, uint32_t seed) {
     for (size_t q = 0; q < kQueries + 1; ++q) {
         Query query;
         if (q < kQueries)
-            prepare_query(storage.layout, batch.dense_row(q, shape.dim), batch.sparse_row(q), q == 1 ? 0.F : 0.75F,
-                          q == 2 ? 0.F : 0.25F, q == 0 ? 0 : 5, query);
+            prepare_query(storage.layout, storage.center.span(), batch.dense_row(q, shape.dim), batch.sparse_row(q),
+                          q == 1 ? 0.F : 0.75F, q == 2 ? 0.F : 0.25F, q == 0 ? 0 : 5, query);
         else // as construction does; it has no full-precision form
-            query_from_records(storage.layout, storage.head(5), storage.tail(5), 0.5F, 0.5F,
+            query_from_records(storage.layout, storage.center.span(), storage.head(5), storage.tail(5), 0.5F, 0.5F,
                                storage.sparse_row(5, memory), query);
         for (const size_t count : {size_t{0}, size_t{1}, size_t{2}, size_t{7}, kItems}) {
             std::vector<float> plain(kItems, -1), fast(kItems, -1);
@@ -90,7 +90,7 @@ void oracle() {
     const ItemBatch a = queries.batch(), b = rows.batch();
     for (size_t q = 0; q < 5; ++q) {
         Query query;
-        prepare_query(storage.layout, a.dense_row(q, 33), a.sparse_row(q), 0.3F, 0.9F, 0, query);
+        prepare_query(storage.layout, storage.center.span(), a.dense_row(q, 33), a.sparse_row(q), 0.3F, 0.9F, 0, query);
         for (uint32_t i = 0; i < 50; ++i) {
             double expected = 0, sparse = 0;
             for (size_t d = 0; d < 33; ++d) expected += double{a.dense_row(q, 33)[d]} * b.dense_row(i, 33)[d];

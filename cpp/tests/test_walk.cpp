@@ -33,7 +33,7 @@ Storage line(size_t n) {
 
 Query query_of(const Storage &storage, float x) {
     Query query;
-    prepare_query(storage.layout, &x, {}, 1, 0, 0, query);
+    prepare_query(storage.layout, storage.center.span(), &x, {}, 1, 0, 0, query);
     return query;
 }
 
@@ -131,7 +131,8 @@ void built_graphs() {
     SearchCounts counts;
     Query query;
     const ItemBatch batch = rows.batch();
-    prepare_query(storage.layout, batch.dense_row(0, 16), batch.sparse_row(0), 0.5F, 0.5F, 0, query);
+    prepare_query(storage.layout, storage.center.span(), batch.dense_row(0, 16), batch.sparse_row(0), 0.5F, 0.5F, 0,
+                  query);
     walk(storage, storage.links, query, {}, 700, scratch, counts);
     CHECK_FOR(std::to_string(scratch.pool.size()) + " of 700", scratch.pool.size() >= 665);
 }
@@ -153,7 +154,8 @@ void first_look() {
             Scratch scratch;
             SearchCounts counts;
             Query query;
-            prepare_query(storage.layout, batch.dense_row(q, 64), batch.sparse_row(q), 0.5F, 0.5F, 0, query);
+            prepare_query(storage.layout, storage.center.span(), batch.dense_row(q, 64), batch.sparse_row(q), 0.5F,
+                          0.5F, 0, query);
             std::vector<Candidate> best;
             search_one(storage, query, {10, 64, nullptr, 3000, false}, scratch, best, counts);
             std::vector<uint32_t> ids;

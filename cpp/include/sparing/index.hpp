@@ -24,10 +24,10 @@ struct SearchOutput {
 struct SavedArrays {
     std::span<const int64_t> ids;
     std::span<const uint8_t> deleted, heads, tails;
-    bool has_records = true; ///< false: heads and tails are to be made from the vectors
+    bool has_records = true; ///< false: center, heads and tails are to be made from the vectors
     std::variant<std::span<const Half>, std::span<const float>> dense, values;
     std::variant<std::span<const uint16_t>, std::span<const uint32_t>> terms;
-    std::span<const float> norms;
+    std::span<const float> center, norms;
     std::span<const uint64_t> row_begin;
     std::span<const uint32_t> links, entries, seeds;
     uint32_t seed_buckets = 0;
@@ -53,15 +53,10 @@ class Index {
     size_t num_deleted() const;
     bool contains(int64_t id) const;
     const Storage &storage() const { return storage_; }
-    /// Calls `body(storage)` while no change can happen.
-    template <class Body>
-    auto read(Body &&body) const {
-        const auto lock = reader();
-        return body(storage_);
-    }
+    /// While it is held no change can happen.
+    std::shared_lock<std::shared_mutex> reader() const;
 
   private:
-    std::shared_lock<std::shared_mutex> reader() const;
     std::unique_lock<std::shared_mutex> writer() const;
     void check_new_ids(const int64_t *ids, size_t count, bool must_exist) const;
     void insert(const ItemBatch &batch, const int64_t *ids, int num_threads, const BuildProgress &progress);

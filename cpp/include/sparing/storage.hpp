@@ -84,6 +84,7 @@ struct Storage {
     CodeLayout layout;
     Buffer<int64_t> ids;
     Buffer<uint8_t> deleted;
+    Buffer<float> center;         ///< of the dense parts, by the first items; empty where there were none
     Buffer<uint8_t> heads, tails; ///< the records of codes.hpp
     Column<float> dense;
     Buffer<uint64_t> row_begin;
@@ -112,8 +113,9 @@ struct Storage {
 
     /// Appends items `order[i]` of the batch (vectors, codes, empty links); links and entries come later.
     void append(const ItemBatch &batch, const int64_t *ids, const std::vector<uint32_t> &order, int num_threads);
-    /// Writes the records anew from the stored vectors; a sparse part that is not finite counts as absent.
+    /// Writes center and records anew from the stored vectors; a sparse part that is not finite counts as absent.
     void encode();
+    void set_center(size_t count, const std::function<const float *(size_t)> &row);
     /// Drops the items from `count` on, and links to them.
     void truncate(size_t count);
     /// A new storage with items order[0], order[1], ... of this one; links are renumbered, links to others dropped.

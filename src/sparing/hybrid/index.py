@@ -33,14 +33,14 @@ from sparing.runs import Progress, read_artifact, verify_artifact, write_artifac
 __all__ = ["HybridIndex"]
 
 SCHEMA = "sparing.hybrid.index"
-VERSION = 2  # 1: one record an item, made anew from the vectors when read; 2: heads and tails
-RECORDS = ("heads", "tails")
+VERSION = 3  # of 1 and 2 the records are made anew from the vectors
+RECORDS = ("center", "heads", "tails")
 DTYPES = {
     "ids": "int64",
-    **dict.fromkeys(("deleted", *RECORDS), "uint8"),
+    **dict.fromkeys(("deleted", "heads", "tails"), "uint8"),
     **dict.fromkeys(("dense", "values"), "float16 float32"),  # 16 bits where every number fits them exactly
     "terms": "uint16 uint32",
-    "norms": "float32",
+    **dict.fromkeys(("center", "norms"), "float32"),
     **dict.fromkeys(("links", "entries", "seeds"), "uint32"),
     "row_begin": "uint64",
 }
@@ -287,14 +287,14 @@ class HybridIndex:
             FormatError: truncated, altered, or another kind of file. VersionError: written by a newer release.
             OSError: the file cannot be read.
         """
-        artifact = read_artifact(path, schema=SCHEMA, versions={1, VERSION}, mmap=mmap)
+        artifact = read_artifact(path, schema=SCHEMA, versions={1, 2, VERSION}, mmap=mmap)
         try:
             config = make_config(artifact.meta["config"])
             alignment = Alignment.from_dict(artifact.meta["alignment"])
             dim, buckets = int(artifact.meta["dim"]), int(artifact.meta["seed_buckets"])
             if not 0 <= dim <= MAX_DIM:
                 raise FormatError(f"dim is {dim}")
-            stored = {name for name in DTYPES if artifact.version > 1 or name not in RECORDS}
+            stored = {name for name in DTYPES if artifact.version == VERSION or name not in RECORDS}
             arrays: dict[str, Any] = {name: artifact.arrays[name] for name in stored}
             wrong = [name for name in sorted(stored) if arrays[name].dtype.name not in DTYPES[name].split()]
             if wrong:

@@ -18,7 +18,7 @@ from sparing.errors import FormatError, ReadOnlyError, VersionError
 from sparing.hybrid import HybridConfig, HybridIndex
 from sparing.runs import read_artifact, write_artifact
 
-SCHEMA, VERSION = "sparing.hybrid.index", 2
+SCHEMA, VERSION = "sparing.hybrid.index", 3
 OPENER = Path(__file__).with_name("open_in_children.py")
 
 
@@ -239,6 +239,8 @@ REFUSED = {
     "negative id": array("ids", 0, -1),
     "very negative id": array("ids", 0, -(2**63)),
     "heads too short": replaced("heads", lambda a: a[:-1]),
+    "center too short": replaced("center", lambda a: a[:-1]),
+    "nan in center": array("center", 0, np.nan),
     "tails too short": replaced("tails", lambda a: a[:-1]),
     "dense too short": replaced("dense", lambda a: a[:-1]),
     "links too short": replaced("links", lambda a: a[:-4]),

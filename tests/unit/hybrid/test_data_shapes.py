@@ -1,0 +1,51 @@
+"""Recall on data of shapes that real collections have: shared directions, duplicates, long documents."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sparing._core", reason="needs the compiled core")
+
+from sparing.hybrid import HybridConfig, HybridIndex
+
+
+def unit(rng, count, dim=64):
+    x = rng.standard_normal((count, dim))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def found_share(index, dense, sparse=None, **options):
+    """Share of answers that are as good as the exact ones, whichever of equal items they name."""
+    found, exact = index.search(dense, sparse, **options), index.search_exact(dense, sparse)
+    last = exact.scores[:, -1:]
+    return float((found.scores >= last - 1e-5 * np.abs(last)).mean())
+
+
+@pytest.mark.parametrize("code", ["int4", "int8"])
+@pytest.mark.parametrize("cosine", [0.6, 0.9])
+def test_embeddings_that_share_a_direction(code, cosine):
+    rng = np.random.default_rng(0)
+    shared = unit(rng, 1)
+    make = lambda count: np.float32(cosine**0.5) * shared + np.float32((1 - cosine) ** 0.5) * unit(rng, count)  # noqa: E731
+    index = HybridIndex.build(make(3000), None, config=HybridConfig(dense_code=code))
+    assert found_share(index, make(200)) >= 0.95
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e15])
+def test_a_few_long_vectors_do_not_spoil_the_others(scale):
+    rng = np.random.default_rng(1)
+    dense = unit(rng, 3000)
+    dense[::1500] *= np.float32(-scale)
+    index = HybridIndex.build(dense, None)
+    queries = unit(rng, 300)
+    queries = queries[(queries @ dense[::1500].T).max(axis=1) < 0]  # those that ask for the others
+    assert len(queries) > 30
+    assert found_share(index, queries) >= 0.95
+
+
+@pytest.mark.parametrize("similarity", ["ip", "l2"])
+@pytest.mark.parametrize(("groups", "copies"), [(200, 15), (75, 40), (15, 200)])
+def test_collections_of_duplicates(similarity, groups, copies):
+    rng = np.random.default_rng(2)
+    base = unit(rng, groups)
+    index = HybridIndex.build(np.repeat(base, copies, axis=0), None, config=HybridConfig(similarity=similarity))
+    assert found_share(index, base + np.float32(0.05) * unit(rng, groups)) >= 0.99
