@@ -4,8 +4,10 @@ Score, higher is better: ``S(q, x) = w_dense * <q_dense, x_dense> + w_sparse * s
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +29,7 @@ from sparing.hybrid.inputs import (
     check_count,
     is_single,
 )
+from sparing.hybrid.pruning import kept_terms
 from sparing.hybrid.results import IndexStats, SearchResult, SearchStats
 from sparing.runs import Progress, read_artifact, verify_artifact, write_artifact
 
@@ -44,7 +47,18 @@ DTYPES = {
     **dict.fromkeys(("links", "entries", "seeds"), "uint32"),
     "row_begin": "uint64",
 }
+SETTLED = 1000  # items; what is measured on so many is kept
 FLOATS = ("dense", "values")  # the core hands out and takes their float16 form as bits
+
+
+@dataclass(frozen=True)
+class _State:
+    """What changes as a whole: the graph, and what was measured on its first items."""
+
+    native: Any
+    alignment: Alignment
+    doc_terms: int | None
+    measured: int  # items
 
 
 class HybridIndex:
@@ -62,13 +76,13 @@ class HybridIndex:
         [0, 1]
     """
 
-    def __init__(self, native: Any, config: HybridConfig, alignment: Alignment, dim: int) -> None:
+    def __init__(self, config: HybridConfig, dim: int) -> None:
         """Use `build` or `open`."""
-        self._native = native
         self._config = config
-        self._alignment = alignment
         self._dim = dim
         self._read_only = False
+        self._change = threading.Lock()
+        self._state: _State
 
     @classmethod
     def build(
@@ -97,10 +111,8 @@ class HybridIndex:
         config = make_config({}) if config is None else config
         rows = as_rows(dense, sparse, cosine=config.metric == "cosine")
         item_ids = np.arange(rows.count, dtype=np.int64) if ids is None else as_ids(ids, rows.count)
-        dim = 0 if rows.dense is None else rows.dense.shape[1]
-        index = cls(None, config, _measure(rows, config), dim)
-        index._native = core.Index(index._native_config())
-        index._insert(rows, item_ids, num_threads, progress)
+        index = cls(config, 0 if rows.dense is None else rows.dense.shape[1])
+        index._state = index._build(rows, item_ids, num_threads, progress)
         return index
 
     def add(
@@ -112,7 +124,10 @@ class HybridIndex:
         num_threads: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        """Adds items; the alignment stays as it is (an index built empty is aligned by the first items it gets).
+        """Adds items.
+
+        What is measured on the items (the alignment, the number of kept terms) stays as it is, but for an index that
+        was measured on fewer than 1,000: it is built anew each time that it has doubled.
 
         Raises:
             DuplicateIdError: an id is in the index already. ReadOnlyError: opened with mmap=True. And as `build`.
@@ -125,14 +140,17 @@ class HybridIndex:
             raise ReadOnlyError(
                 "this index was opened with mmap=True and is read-only; open it with mmap=False to change it"
             )
-        if len(self) > 0 or self._native.num_deleted > 0 or self._alignment.num_pairs > 0:
-            self._insert(rows, item_ids, num_threads, progress)
-            return
-        # Built empty: aligned by the first items, and only if they are taken.
-        first = type(self)(None, self._config, _measure(rows, self._config), self._dim)
-        first._native = core.Index(first._native_config())
-        first._insert(rows, item_ids, num_threads, progress)
-        self._native, self._alignment = first._native, first._alignment
+        self._check_dim(rows)
+        with self._change:
+            state = self._state
+            if state.measured >= SETTLED or rows.count + len(state.native) < max(2 * state.measured, 1):
+                _insert(state.native, rows, item_ids, num_threads, progress)
+                return
+            held = state.native.arrays()
+            kept = held["deleted"] == 0
+            together = _concatenated(_stored_rows(held, kept, self._dim), rows)
+            ids_together = np.concatenate([held["ids"][kept], item_ids])
+            self._state = self._build(together, ids_together, num_threads, progress)
 
     def update(
         self, dense: VectorInput | None, sparse: SparseInput | None, *, ids: npt.ArrayLike, num_threads: int = 0
@@ -145,14 +163,9 @@ class HybridIndex:
         rows = as_rows(
             dense, sparse, dim=self._dim if dense is not None else None, cosine=self._config.metric == "cosine"
         )
-        self._native.update(
-            as_ids(ids, rows.count),
-            rows.dense,
-            rows.row_begin,
-            rows.terms,
-            rows.values,
-            check_count("num_threads", num_threads, 0, MAX_THREADS),
-        )
+        item_ids, threads = as_ids(ids, rows.count), check_count("num_threads", num_threads, 0, MAX_THREADS)
+        with self._change:
+            self._state.native.update(item_ids, rows.dense, rows.row_begin, rows.terms, rows.values, threads)
 
     def delete(self, ids: npt.ArrayLike) -> None:
         """Removes items from all answers at once; `compact` gives their memory back.
@@ -160,11 +173,15 @@ class HybridIndex:
         Raises:
             UnknownIdError: an id is not in the index; nothing was changed.
         """
-        self._native.delete(as_ids(ids, None))
+        item_ids = as_ids(ids, None)
+        with self._change:
+            self._state.native.delete(item_ids)
 
     def compact(self, *, num_threads: int = 0) -> None:
         """Drops deleted items and links their neighbours with each other; answers keep their quality."""
-        self._native.compact(check_count("num_threads", num_threads, 0, MAX_THREADS))
+        threads = check_count("num_threads", num_threads, 0, MAX_THREADS)
+        with self._change:
+            self._state.native.compact(threads)
 
     def search(
         self,
@@ -216,45 +233,47 @@ class HybridIndex:
     @property
     def alignment(self) -> Alignment:
         """The factor on sparse scores and where it came from."""
-        return self._alignment
+        return self._state.alignment
 
     @property
     def stats(self) -> IndexStats:
         """Size of the index."""
-        arrays = self._native.sizes()
-        items = len(self)
+        state = self._state
+        arrays = state.native.sizes()
+        items, num_deleted = len(state.native), state.native.num_deleted
         entry_bytes = arrays["entries"] + arrays["seeds"]
         code_bytes = arrays["heads"] + arrays["tails"]
         index_bytes = code_bytes + arrays["links"] + entry_bytes
         vectors = sum(arrays[name] for name in ("dense", "row_begin", "terms", "values", "ids", "norms", "deleted"))
         return IndexStats(
             num_items=items,
-            num_deleted=self._native.num_deleted,
+            num_deleted=num_deleted,
             dim=self._dim,
+            doc_terms=state.doc_terms,
             num_nonzeros=arrays["num_nonzeros"],
             num_links=arrays["num_links"],
             code_bytes=code_bytes,
             link_bytes=arrays["links"],
             entry_bytes=entry_bytes,
             vector_bytes=vectors,
-            index_bytes_per_item=index_bytes / max(items + self._native.num_deleted, 1),
+            index_bytes_per_item=index_bytes / max(items + num_deleted, 1),
             simd_level=core.simd_level(),
         )
 
     def __len__(self) -> int:
         """Number of items that can be found."""
-        return len(self._native)
+        return len(self._state.native)
 
     def __contains__(self, item_id: object) -> bool:
         """Whether an item of this id can be found."""
         if isinstance(item_id, bool) or not isinstance(item_id, int | np.integer):
             return False
         number = int(item_id)
-        return 0 <= number < 2**63 and number in self._native
+        return 0 <= number < 2**63 and number in self._state.native
 
     def __repr__(self) -> str:
         """A line with size and settings."""
-        scale, degree = self._alignment.scale, self._config.degree
+        scale, degree = self.alignment.scale, self._config.degree
         return f"HybridIndex({len(self)} items, dim={self._dim}, scale={scale:.4g}, degree={degree})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -263,12 +282,15 @@ class HybridIndex:
         Raises:
             OSError: the disk is full or the folder missing; an older file is unchanged.
         """
-        arrays = self._native.arrays()
+        state = self._state
+        arrays = state.native.arrays()
         buckets = arrays.pop("seed_buckets")
         halves = {name: arrays[name].view(np.float16) for name in FLOATS if arrays[name].dtype == np.uint16}
         meta = {
             "config": self._config.model_dump(mode="json"),
-            "alignment": self._alignment.to_dict(),
+            "alignment": state.alignment.to_dict(),
+            "doc_terms": state.doc_terms,
+            "measured": state.measured,
             "dim": self._dim,
             "seed_buckets": buckets,
         }
@@ -291,6 +313,10 @@ class HybridIndex:
         try:
             config = make_config(artifact.meta["config"])
             alignment = Alignment.from_dict(artifact.meta["alignment"])
+            doc_terms = config.doc_terms if config.doc_terms != "auto" else int(artifact.meta["doc_terms"])
+            if doc_terms is not None and not 1 <= doc_terms <= 4096:
+                raise FormatError(f"doc_terms is {doc_terms}")
+            measured = int(artifact.meta.get("measured", SETTLED))
             dim, buckets = int(artifact.meta["dim"]), int(artifact.meta["seed_buckets"])
             if not 0 <= dim <= MAX_DIM:
                 raise FormatError(f"dim is {dim}")
@@ -299,11 +325,12 @@ class HybridIndex:
             wrong = [name for name in sorted(stored) if arrays[name].dtype.name not in DTYPES[name].split()]
             if wrong:
                 raise FormatError(f"{wrong[0]} has dtype {arrays[wrong[0]].dtype}")
-            index = cls(None, config, alignment, dim)
+            index = cls(config, dim)
             index._read_only = mmap
             arrays |= {name: array.view(np.uint16) for name, array in arrays.items() if array.dtype == np.float16}
             arrays["seed_buckets"] = buckets
-            index._native = core.Index.open(index._native_config(), arrays, mmap)
+            native = core.Index.open(index._native_config(alignment, doc_terms), arrays, mmap)
+            index._state = _State(native, alignment, doc_terms, measured)
         except KeyError as error:
             raise FormatError(f"{os.fspath(path)}: not a readable hybrid index: it lacks {error}") from error
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -320,14 +347,20 @@ class HybridIndex:
         verify_artifact(path)
         HybridIndex.open(path)
 
-    def _insert(self, rows: Rows, ids: npt.NDArray[np.int64], num_threads: int, progress: Progress | None) -> None:
+    def _check_dim(self, rows: Rows) -> None:
         if rows.dense is not None and rows.dense.shape[1] != self._dim:
             raise ShapeError(f"dense: this index holds {self._dim} dimensions, got {rows.dense.shape[1]}")
-        report: Callable[[int, int], None] | None = None
-        if progress is not None:
-            report = lambda done, total: progress("build", done, total)  # noqa: E731
-        threads = check_count("num_threads", num_threads, 0, MAX_THREADS)
-        self._native.add(ids, rows.dense, rows.row_begin, rows.terms, rows.values, threads, report)
+
+    def _build(self, rows: Rows, ids: npt.NDArray[np.int64], num_threads: int, progress: Progress | None) -> "_State":
+        config = self._config
+        if config.scale is not None:
+            alignment = Alignment(config.scale, 0.0, 0.0, 0, config.seed, "given")
+        else:
+            alignment = align(rows, statistic=config.alignment, num_pairs=config.num_pairs, seed=config.seed)
+        doc_terms = kept_terms(rows, config.term_share) if config.doc_terms == "auto" else config.doc_terms
+        native = core.Index(self._native_config(alignment, doc_terms))
+        _insert(native, rows, ids, num_threads, progress)
+        return _State(native, alignment, doc_terms, rows.count)
 
     def _search(
         self,
@@ -355,7 +388,7 @@ class HybridIndex:
                 "search in smaller batches"
             )
         start = time.perf_counter()
-        ids, scores, hops, met, dense, sparse, rescored = self._native.search(
+        ids, scores, hops, met, dense, sparse, rescored = self._state.native.search(
             rows.count,
             rows.dense,
             rows.row_begin,
@@ -372,7 +405,7 @@ class HybridIndex:
         stats = SearchStats(rows.count, hops, met, dense, sparse, rescored, time.perf_counter() - start)
         return SearchResult(ids[0], scores[0], stats) if single else SearchResult(ids, scores, stats)
 
-    def _native_config(self) -> Any:
+    def _native_config(self, alignment: Alignment, doc_terms: int | None) -> Any:
         config = self._config
         native = core.Config()
         native.dim = self._dim
@@ -382,16 +415,53 @@ class HybridIndex:
             "l2": core.Similarity.L2,
             "cosine": core.Similarity.COSINE,
         }[config.similarity]
-        native.doc_terms = config.doc_terms or 0
+        native.doc_terms = doc_terms or 0
         native.query_terms = config.query_terms or 0
         native.dense_weight, native.sparse_weight = config.weights
-        native.scale = self._alignment.scale
+        native.scale = alignment.scale
         for name in ("degree", "build_beam", "num_entries", "seeds_per_term", "seed_terms", "two_stage", "seed"):
             setattr(native, name, getattr(config, name))
         return native
 
 
-def _measure(rows: Rows, config: HybridConfig) -> Alignment:
-    if config.scale is not None:
-        return Alignment(config.scale, 0.0, 0.0, 0, config.seed, "given")
-    return align(rows, statistic=config.alignment, num_pairs=config.num_pairs, seed=config.seed)
+def _insert(native: Any, rows: Rows, ids: npt.NDArray[np.int64], num_threads: int, progress: Progress | None) -> None:
+    report: Callable[[int, int], None] | None = None
+    if progress is not None:
+        report = lambda done, total: progress("build", done, total)  # noqa: E731
+    threads = check_count("num_threads", num_threads, 0, MAX_THREADS)
+    native.add(ids, rows.dense, rows.row_begin, rows.terms, rows.values, threads, report)
+
+
+def _stored_rows(arrays: dict[str, Any], kept: npt.NDArray[np.bool_], dim: int) -> Rows:
+    """The items of the native index that a mask names."""
+    dense, values = (
+        (array.view(np.float16) if array.dtype == np.uint16 else array).astype(np.float32)
+        for array in (arrays[name] for name in FLOATS)
+    )
+    sizes = np.diff(arrays["row_begin"].astype(np.int64))
+    inside = np.repeat(kept, sizes)
+    begin = np.concatenate([[0], np.cumsum(sizes[kept])]).astype(np.uint64)
+    terms = arrays["terms"].astype(np.uint32)
+    return Rows(int(kept.sum()), dense.reshape(-1, dim)[kept] if dim else None, begin, terms[inside], values[inside])
+
+
+def _concatenated(first: Rows, second: Rows) -> Rows:
+    """Items of an index, then new ones; an absent part is made of zeros or empty rows."""
+    dense = first.dense
+    if dense is not None:
+        more = np.zeros((second.count, dense.shape[1]), np.float32) if second.dense is None else second.dense
+        dense = np.concatenate([dense, more])
+    (begin, terms, values), (more_begin, more_terms, more_values) = _sparse_of(first), _sparse_of(second)
+    return Rows(
+        first.count + second.count,
+        dense,
+        np.concatenate([begin, begin[-1] + more_begin[1:]]),
+        np.concatenate([terms, more_terms]),
+        np.concatenate([values, more_values]),
+    )
+
+
+def _sparse_of(rows: Rows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+    if rows.row_begin is None or rows.terms is None or rows.values is None:
+        return np.zeros(rows.count + 1, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.float32)
+    return rows.row_begin, rows.terms, rows.values

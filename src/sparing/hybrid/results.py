@@ -55,6 +55,7 @@ class IndexStats:
         num_items: items that can be found.
         num_deleted: deleted items whose place `compact` gives back.
         dim: dense dimension, 0 without a dense part.
+        doc_terms: terms an item kept for traversal; None: all.
         num_nonzeros: stored sparse weights.
         num_links: links of the graph.
         code_bytes: traversal codes; link_bytes: links; entry_bytes: entry points and seeds.
@@ -66,6 +67,7 @@ class IndexStats:
     num_items: int
     num_deleted: int
     dim: int
+    doc_terms: int | None
     num_nonzeros: int
     num_links: int
     code_bytes: int
