@@ -12,7 +12,7 @@ from sparing.hybrid import HybridIndex
 from sparing.runs import read_artifact, write_artifact
 
 FOLDER = Path(__file__).parent
-VERSIONS = [1, 2]
+VERSIONS = [1, 2, 3]
 WEIGHTS = [(0.5, 0.5), (1.0, 0.0), (0.2, 0.8)]
 
 

@@ -26,6 +26,7 @@ def add_commands(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add = _command(commands, "add", _add, "add documents to an index")
     _folder(add)
     _documents(add)
+    _moved_models(add)
     delete = _command(commands, "delete", _delete, "delete documents from an index")
     _folder(delete)
     delete.add_argument("keys", nargs="+", metavar="KEY", help="keys of the documents")
@@ -87,6 +88,10 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=10, metavar="N", help="answers (default: 10)")
     parser.add_argument("--weights", type=_weights, metavar="D,S", help="dense and sparse weight (default: equal)")
     parser.add_argument("--beam", type=int, metavar="N", help="wider is slower and finds more")
+    _moved_models(parser)
+
+
+def _moved_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dense-model", metavar="DIR", help="where the dense model is now, if it was moved")
     parser.add_argument("--sparse-model", metavar="DIR", help="where the sparse model is now, if it was moved")
 
@@ -181,7 +186,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _add(arguments: argparse.Namespace) -> None:
     documents = list(read_documents(arguments.documents, id_field=arguments.id_field, text_field=arguments.text_field))
-    with TextIndex.open(arguments.folder) as index, render.progress_bars() as progress:
+    with _open(arguments) as index, render.progress_bars() as progress:
         index.add(documents, batch_size=arguments.batch_size, progress=progress)
         _changed(arguments, index, f"added {len(documents):,}")
 

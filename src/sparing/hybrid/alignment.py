@@ -25,6 +25,9 @@ from sparing.hybrid.inputs import Rows
 
 __all__ = ["Alignment", "align"]
 
+_FEW_SHARED = 200  # of the drawn pairs: with fewer the spread is a matter of luck
+_ALL_PAIRS_OF = 3000
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -77,7 +80,8 @@ def align(rows: Rows, *, statistic: AlignmentStatistic = "std", num_pairs: int =
         seed: seed of the draw.
 
     Returns:
-        The alignment; scale 1 with num_pairs 0 where fewer than two items carry both parts, or a spread is 0.
+        The alignment; scale 1 with num_pairs 0 where fewer than two items carry both parts, or a spread is 0. Where
+        rows of the sparse part hardly ever share a term, its scores are those of all pairs of up to 3,000 items.
     """
     unmeasured = Alignment(1.0, 0.0, 0.0, 0, seed, statistic)
     if statistic == "none" or rows.dense is None or rows.row_begin is None or rows.terms is None or rows.values is None:
@@ -96,13 +100,25 @@ def align(rows: Rows, *, statistic: AlignmentStatistic = "std", num_pairs: int =
         (rows.values.astype(np.float64), compact, rows.row_begin.astype(np.int64)), shape=(rows.count, width)
     )
     sparse_scores = np.asarray(matrix[left].multiply(matrix[right]).sum(axis=1)).ravel()
+    if np.count_nonzero(sparse_scores) < _FEW_SHARED:
+        some = np.sort(generator.choice(with_both, min(len(with_both), _ALL_PAIRS_OF), replace=False))
+        sparse_scores = _all_pairs(matrix[some])
     dense_spread, sparse_spread = _spread(dense_scores, statistic), _spread(sparse_scores, statistic)
-    usable = np.isfinite(dense_spread) and np.isfinite(sparse_spread) and dense_spread > 0 and sparse_spread > 0
+    if not (0 < dense_spread < np.inf and 0 < sparse_spread < np.inf):
+        return unmeasured
     with np.errstate(over="ignore"):
-        scale = float(np.float32(dense_spread / sparse_spread)) if usable else 1.0
+        scale = float(np.float32(dense_spread / sparse_spread))
     if not 0 < scale < np.inf:  # spreads further apart than float32 reaches
         scale = 1.0
     return Alignment(scale, dense_spread, sparse_spread, num_pairs, seed, statistic)
+
+
+def _all_pairs(matrix: sp.csr_array) -> npt.NDArray[np.float64]:
+    """Inner products of each two rows, those that are 0 last."""
+    products = sp.triu(matrix @ matrix.T, k=1)
+    scores = np.zeros(matrix.shape[0] * (matrix.shape[0] - 1) // 2)
+    scores[: products.nnz] = products.data
+    return scores
 
 
 @np.errstate(invalid="ignore", over="ignore")  # the core refuses what is not finite

@@ -198,8 +198,8 @@ class HybridIndex:
 
         Args:
             dense_q: `(dim,)` for one query, `(n, dim)` for a batch; None leaves the dense part out.
-            sparse_q: a `{term: weight}` dict or one-row CSR for one query; a list or CSR of n rows for a
-                batch; or None.
+            sparse_q: a `{term: weight}` dict or a sparse array of one axis for one query; a list or CSR of n rows
+                for a batch; or None. With a dense vector, CSR of one row is one query too.
             k: answers a query, >= 1; more than the index holds pads with id -1 and score -inf.
             beam: width of the walk, more finds more and takes longer; default `config.beam`; at least k is used.
             weights: (dense, sparse), >= 0, or an `(n, 2)` array.

@@ -16,11 +16,12 @@ __all__ = ["Rows", "SparseInput", "VectorInput", "as_ids", "as_rows", "as_weight
 VectorInput = Any
 """float32, float16 or float64 array of shape (n, dim) or (dim,), or a CPU torch tensor of those."""
 SparseInput = Any
-"""SciPy CSR array or matrix of shape (n, vocabulary), a list of ``{term: weight}``, or one such dict."""
+"""SciPy CSR array or matrix of shape (n, vocabulary), a list of ``{term: weight}``; one dict, or array of one axis."""
 
 MAX_TERM = 2**32 - 1
 MAX_DIM = 65_536
 MAX_THREADS = 1024
+MAX_WEIGHT = 1e30
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def is_single(dense: VectorInput, sparse: SparseInput) -> bool:
     """Whether the arguments name one query (a vector, a dict) rather than a batch."""
     if dense is not None:
         return len(getattr(dense, "shape", np.shape(dense))) == 1
-    return isinstance(sparse, Mapping)
+    return isinstance(sparse, Mapping) or (sp.issparse(sparse) and getattr(sparse, "ndim", 2) == 1)
 
 
 def as_rows(
@@ -93,6 +94,8 @@ def _as_dense(dense: VectorInput, dim: int | None, cosine: bool, single: bool) -
     if array.ndim != (1 if single else 2):
         raise ShapeError(f"dense: expected shape {'(dim,)' if single else '(n, dim)'}, got {array.shape}")
     array = np.atleast_2d(array)
+    if dim == 0:
+        raise ShapeError("dense: this index has no dense part, leave it out; an index built with dense vectors has one")
     if dim is not None and array.shape[1] != dim:
         raise ShapeError(
             f"dense: this index expects vectors with {dim} dimensions, got {array.shape[1]} (shape {array.shape}); "
@@ -117,10 +120,10 @@ def _as_sparse(
         sparse = [sparse]
     if sp.issparse(sparse):
         matrix: Any = sparse
+        if matrix.ndim == 1:  # what indexing a row of an array gives
+            matrix = matrix.reshape(1, -1).tocsr()
         if matrix.format != "csr":
             raise DtypeError(f"sparse: expected CSR, got {matrix.format.upper()}; convert it with .tocsr()")
-        if matrix.ndim != 2:
-            raise ShapeError(f"sparse: expected 2 axes, got shape {matrix.shape}")
         row_begin, indices, data = np.asarray(matrix.indptr), np.asarray(matrix.indices), np.asarray(matrix.data)
     elif isinstance(sparse, Sequence) and all(isinstance(row, Mapping) for row in sparse):
         row_begin, indices, data = _from_dicts(sparse)
@@ -175,6 +178,8 @@ def _from_dicts(rows: Sequence[Mapping[int, float]]) -> tuple[npt.NDArray[Any], 
             weights.append(row[term])
         row_begin.append(len(terms))
     try:
+        if any(isinstance(weight, str | bytes) for weight in weights):
+            raise TypeError
         values = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise DtypeError("sparse: expected numbers as weights of the dicts") from None
@@ -193,9 +198,11 @@ def as_ids(ids: Any, count: int | None, name: str = "ids") -> npt.NDArray[np.int
     if array.size == 0:
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise DtypeError(
-            f"{name}: expected integers, got {array.dtype}; keep other keys beside the index (TextIndex does)"
-        )
+        hint = {
+            "b": "take the ids where the mask is true",
+            "O": "pass a list or an array, such as list(ids)",
+        }.get(array.dtype.kind, "keep other keys beside the index (TextIndex does)")
+        raise DtypeError(f"{name}: expected integer ids, got {array.dtype}; {hint}")
     if array.ndim != 1 or (count is not None and len(array) != count):
         raise ShapeError(f"{name}: expected shape ({'n' if count is None else count},), got {array.shape}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
@@ -207,7 +214,7 @@ def as_weights(weights: Any, count: int) -> npt.NDArray[np.float32]:
     """Query weights as float32 `(count, 2)`, from one (dense, sparse) pair or an `(n, 2)` array.
 
     Raises:
-        ShapeError: another shape. NonFiniteError: NaN or infinity. ArgumentError: a negative weight.
+        ShapeError: another shape. NonFiniteError: NaN or infinity. ArgumentError: below 0 or above 1e30.
     """
     try:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -224,6 +231,8 @@ def as_weights(weights: Any, count: int) -> npt.NDArray[np.float32]:
         raise NonFiniteError(f"weights: expected finite numbers, got {weights!r}")
     if (array < 0).any():
         raise ArgumentError(f"weights: expected numbers >= 0, got {weights!r}; negate the query vector instead")
+    if (array > MAX_WEIGHT).any():
+        raise ArgumentError(f"weights: expected numbers up to {MAX_WEIGHT:g}, got {weights!r}")
     return np.ascontiguousarray(array)
 
 

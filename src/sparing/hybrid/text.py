@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from sparing.errors import ArgumentError, DtypeError, FormatError
 from sparing.hybrid.alignment import Alignment
-from sparing.hybrid.config import HybridConfig
+from sparing.hybrid.config import HybridConfig, make_config
 from sparing.hybrid.documents import DocumentStore
 from sparing.hybrid.encoders import (
+    BM25Encoder,
     BM25Settings,
     DenseSettings,
     DenseTextEncoder,
@@ -37,6 +38,7 @@ from sparing.runs.progress import Progress
 __all__ = ["Hit", "TextIndex", "TextIndexInfo"]
 
 _ATTEMPTS = 5
+_SHARE_OF_WORDS = 0.99  # of the squared weights: a BM25 query weighs all its terms alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class TextIndex:
             OSError: the disk is full. A previous index in the folder stays as it was.
         """
         target = check_target(path)
+        config = make_config({}) if config is None else config
         items = _as_documents(documents)
         if not items:
             raise ArgumentError("documents: expected at least one document, got none")
@@ -145,6 +148,8 @@ class TextIndex:
                 sparse_encoder = sparse_encoder.fit(texts, progress=progress)
             encoders = Encoders(dense_encoder, sparse_encoder)
             vectors = _encode_documents(encoders, texts, batch_size, progress)
+            if isinstance(sparse_encoder, BM25Encoder) and "term_share" not in config.model_fields_set:
+                config = config.model_copy(update={"term_share": _SHARE_OF_WORDS})
             index = HybridIndex.build(*vectors, ids=ids, config=config, num_threads=num_threads, progress=progress)
             contents = Contents(documents_in(folder), index, encoders)
             contents.write(folder)
@@ -288,7 +293,8 @@ class TextIndex:
             num_threads: threads for a list of questions, 0 for all.
 
         Returns:
-            The hits, best first, at most k; for a list of questions a list of such lists.
+            The hits, best first, at most k; for a list of questions a list of such lists. Where only words count, those
+            that share one with the question.
 
         Raises:
             DtypeError: a question that is not a string.

@@ -99,9 +99,10 @@ def search_contents(
     result = contents.index.search(
         dense, sparse, k=k, beam=beam, weights=weights, filter=allowed, num_threads=num_threads
     )
+    only_words = dense is None or as_weights(weights, len(queries))[:, 0] == 0
     lists = []
     for row, (ids, scores) in enumerate(zip(result.ids, result.scores, strict=True)):
-        found = ids[ids >= 0]
+        found = ids[(ids >= 0) & ((scores > 0) | ~np.broadcast_to(only_words, len(queries))[row])]
         by_dense, by_sparse = _score_parts(contents.index, dense, sparse, row, found) if parts else ({}, {})
         documents = contents.documents.get(found)
         lists.append(

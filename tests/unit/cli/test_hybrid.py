@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_search(folder, capsys):
 )
 def test_where(folder, capsys, where, expected):
     options = [option for pair in where for option in ("--where", pair)]
-    assert "".join(sorted(keys(run_json(capsys, "search", folder, "fox", *options)))) == expected
+    assert "".join(sorted(keys(run_json(capsys, "search", folder, "foxes or numbers", *options)))) == expected
 
 
 def test_changes(tmp_path, folder, capsys):
@@ -125,6 +126,21 @@ def test_changes(tmp_path, folder, capsys):
     assert run_json(capsys, "info", folder)["index"]["num_deleted"] == 0
     for command in (["delete", folder, "b"], ["compact", folder], ["info", folder], ["verify", folder]):
         assert main(["hybrid", *command]) == 0
+
+
+def test_a_model_named_from_another_folder_and_moved(tmp_path, docs, capsys, tiny_dense_model, monkeypatch):
+    shutil.copytree(tiny_dense_model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    run_json(capsys, "index", docs, "--out", "index", "--dense", "model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder, more = str(tmp_path / "index"), tmp_path / "more.jsonl"
+    assert run_json(capsys, "search", folder, "fox")["hits"]
+    (tmp_path / "model").rename(tmp_path / "moved")
+    more.write_text('{"id": "d", "text": "zebra"}\n')
+    assert "nothing there" in run_error(capsys, "add", folder, str(more))
+    moved = ["--dense-model", str(tmp_path / "moved")]
+    assert run_json(capsys, "add", folder, str(more), *moved)["num_documents"] == 4
 
 
 def test_verify(tmp_path, folder, capsys):

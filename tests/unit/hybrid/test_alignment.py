@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip("sparing._core", reason="needs the compiled core")
 
+from sparing.errors import DuplicateIdError
 from sparing.hybrid import HybridConfig, HybridIndex
 from sparing.hybrid.alignment import Alignment, align
 from sparing.hybrid.inputs import as_rows
@@ -96,3 +97,56 @@ def test_spreads_too_far_apart_for_a_factor_give_one():
     dense = np.array([[1.0], [3.0], [-1.0]], dtype=np.float32)
     tiny = [{1: 1e-30}, {1: 2e-30}, {1: 1e-30}]  # products of 1e-60: no float32 factor brings them up
     assert HybridIndex.build(dense, tiny).alignment.scale == 1.0
+
+
+def test_an_index_filled_item_by_item_is_measured_as_one_built_at_once():
+    rng = np.random.default_rng(0)
+    dense = rng.standard_normal((300, 16)).astype(np.float32)
+    sparse = [{int(t): float(rng.gamma(2, 5)) for t in rng.integers(0, 100, 20)} for _ in dense]
+    whole = HybridIndex.build(dense, sparse)
+    grown = HybridIndex.build(dense[:0], [])
+    for i in range(300):
+        grown.add(dense[i : i + 1], sparse[i : i + 1], ids=[i])
+    assert grown.alignment.scale == pytest.approx(whole.alignment.scale, rel=0.1)
+    assert len(grown) == 300
+    a, b = (index.search_exact(dense[:20], sparse[:20], k=5) for index in (whole, grown))
+    assert (a.ids == b.ids).mean() > 0.95
+
+
+def test_a_growing_index_keeps_what_it_was_told(tmp_path):
+    dense, sparse = np.eye(8, dtype=np.float32), [{i: 1.0} for i in range(8)]
+    index = HybridIndex.build(dense[:2], sparse[:2], ids=[5, 6], config=HybridConfig(degree=4, doc_terms=64))
+    index.delete([5])
+    index.save(tmp_path / "two")
+    for opened in (index, HybridIndex.open(tmp_path / "two")):
+        with pytest.raises(DuplicateIdError):
+            opened.add(dense, sparse, ids=[1, 2, 3, 4, 5, 6, 7, 8])
+        assert len(opened) == 1  # nothing happened
+        opened.add(dense[2:], None, ids=[1, 2, 3, 4, 7, 8])
+        opened.update(dense[:1], sparse[:1], ids=[6])
+        found = opened.search_exact(dense, None, k=1)
+        assert found.ids[:, 0].tolist()[2:] == [1, 2, 3, 4, 7, 8]
+        assert found.ids[0, 0] == 6
+        assert (opened.config.degree, opened.stats.doc_terms, opened.stats.num_nonzeros) == (4, 64, 2)
+
+
+def test_a_large_index_keeps_its_measure():
+    rng = np.random.default_rng(0)
+    dense = rng.standard_normal((3000, 4)).astype(np.float32)
+    sparse = [{0: float(x)} for x in rng.random(3000)]
+    index = HybridIndex.build(dense[:1000], sparse[:1000])
+    before = index.alignment
+    index.add(100 * dense[1000:], sparse[1000:], ids=np.arange(1000, 3000))
+    assert index.alignment == before
+
+
+def test_rows_that_hardly_ever_share_a_term():
+    rng = np.random.default_rng(0)
+    sparse = [dict.fromkeys(rng.integers(0, 200_000, 3).tolist(), 1.0) for _ in range(3000)]
+    rows = as_rows(rng.standard_normal((3000, 16)).astype(np.float32), sparse)
+    found = [align(rows, seed=seed) for seed in range(5)]
+    scales = [alignment.scale for alignment in found]
+    assert max(scales) < 1.05 * min(scales)
+    assert found[0].sparse_spread == pytest.approx((9 / 200_000) ** 0.5, rel=0.3)
+    apart = as_rows(np.eye(5, dtype=np.float32), [{i: 1.0} for i in range(5)])
+    assert (align(apart).scale, align(apart).num_pairs) == (1.0, 0)

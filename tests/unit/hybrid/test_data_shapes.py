@@ -49,3 +49,41 @@ def test_collections_of_duplicates(similarity, groups, copies):
     base = unit(rng, groups)
     index = HybridIndex.build(np.repeat(base, copies, axis=0), None, config=HybridConfig(similarity=similarity))
     assert found_share(index, base + np.float32(0.05) * unit(rng, groups)) >= 0.99
+
+
+def long_texts(count, vocabulary, length):
+    """Rows of many terms with weights as BM25 gives them, and queries of six of a row's terms, all of one weight."""
+    rng = np.random.default_rng(3)
+    often = 1 / np.arange(1, vocabulary + 1)
+    rows = []
+    for _ in range(count):
+        terms, counts = np.unique(rng.choice(vocabulary, length, p=often / often.sum()), return_counts=True)
+        weights = np.log1p(terms / 100) * counts / (counts + 1.2) + 0.01
+        rows.append(dict(zip(terms.tolist(), weights.tolist(), strict=True)))
+    queries = [dict.fromkeys(rng.choice(list(rows[i]), 6, replace=False).tolist(), 1.0) for i in range(100)]
+    return rows, queries
+
+
+def test_long_texts_keep_more_terms():
+    rows, queries = long_texts(2000, 20_000, 400)
+    shares = {}
+    for options in ({"doc_terms": 56}, {}, {"term_share": 0.99}, {"doc_terms": None}):
+        index = HybridIndex.build(None, rows, config=HybridConfig(**options))
+        shares[index.stats.doc_terms] = found_share(index, None, queries, beam=500)
+    short, default, most, whole = shares.values()
+    assert list(shares)[:1] == [56] < list(shares)[1:2] < list(shares)[2:3]
+    assert short < default - 0.1
+    assert most >= 0.9
+    assert whole - 0.05 <= most
+
+
+def test_short_texts_keep_as_many_terms_as_before():
+    assert HybridIndex.build(None, [{1: 1.0, 2: 2.0}]).stats.doc_terms == 56
+    assert HybridIndex.build(np.eye(3, dtype=np.float32), None).stats.doc_terms == 56
+
+
+def test_kept_terms_are_those_of_the_share():
+    rows = [dict.fromkeys(range(200), 1.0)] * 10
+    for share, terms in ((0.1, 56), (0.5, 104), (0.52, 104), (0.525, 112), (1.0, 200)):
+        assert HybridIndex.build(None, rows, config=HybridConfig(term_share=share)).stats.doc_terms == terms
+    assert HybridIndex.build(None, [dict.fromkeys(range(3000), 1.0)]).stats.doc_terms == 1024

@@ -6,8 +6,9 @@ import scipy.sparse as sp
 
 pytest.importorskip("sparing._core", reason="needs the compiled core")
 
-from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError, SparseFormatError
+from sparing.errors import ArgumentError, ConfigError, DtypeError, NonFiniteError, ShapeError, SparseFormatError
 from sparing.hybrid import HybridConfig, HybridIndex
+from sparing.hybrid.config import make_config
 from sparing.hybrid.inputs import as_ids, as_rows, as_weights, is_single
 
 DENSE = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
@@ -204,14 +205,14 @@ def test_no_vectors_at_all():
 
 
 REFUSED_IDS = {
-    "floats": ([0.0, 1.0], DtypeError, r"ids: expected integers, got float64"),
-    "text": (["a", "b"], DtypeError, r"ids: expected integers"),
-    "booleans": ([True, False], DtypeError, r"ids: expected integers, got bool"),
+    "floats": ([0.0, 1.0], DtypeError, r"ids: expected integer ids, got float64"),
+    "text": (["a", "b"], DtypeError, r"ids: expected integer ids"),
+    "booleans": ([True, False], DtypeError, r"ids: expected integer ids, got bool"),
     "three": ([1, 2, 3], ShapeError, r"ids: expected shape \(2,\), got \(3,\)"),
     "two axes": ([[1, 2]], ShapeError, r"ids: expected shape \(2,\), got \(1, 2\)"),
     "negative": ([1, -1], ArgumentError, r"ids\[1\] is -1; ids must be >= 0"),
     "beyond int64": (np.array([1, 2**63], np.uint64), ArgumentError, r"ids: expected ids below 2\*\*63"),
-    "beyond uint64": ([1, 2**64], DtypeError, r"ids: expected integers"),
+    "beyond uint64": ([1, 2**64], DtypeError, r"ids: expected integer ids"),
 }
 
 
@@ -246,7 +247,7 @@ REFUSED_SEARCHES = {
     "nan weight": ({"dense_q": DENSE[0], "weights": (1, float("nan"))}, NonFiniteError, r"weights: expected finite"),
     "text weight": ({"dense_q": DENSE[0], "weights": ("a", "b")}, DtypeError, r"weights: expected"),
     "large weight": ({"dense_q": DENSE[0], "weights": (1e200, 1)}, NonFiniteError, r"weights: expected finite"),
-    "filter floats": ({"dense_q": DENSE[0], "filter": [1.0]}, DtypeError, r"filter: expected integers"),
+    "filter floats": ({"dense_q": DENSE[0], "filter": [1.0]}, DtypeError, r"filter: expected integer ids"),
     "filter axes": ({"dense_q": DENSE[0], "filter": [[1]]}, ShapeError, r"filter: expected shape \(n,\)"),
     "filter scalar": ({"dense_q": DENSE[0], "filter": 3}, ShapeError, r"filter: expected shape"),
 }
@@ -287,3 +288,41 @@ def test_ids_and_weights():
     assert as_ids([], 0).dtype == np.int64
     assert as_weights((1, 2), 3).tolist() == [[1, 2]] * 3
     assert as_weights([[1, 2], [3, 4]], 2).tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_sparse_array_of_one_axis_is_one_query():
+    rows = sp.csr_array(np.eye(5, 9, dtype=np.float32))
+    index = HybridIndex.build(None, rows)
+    expected = index.search(None, {2: 1.0}, k=2)
+    for query in (rows[2], rows[2].tocsr()):
+        found = index.search(None, query, k=2)
+        assert found.ids.shape == (2,)
+        assert found.ids.tolist() == expected.ids.tolist()
+    assert index.search(None, rows[[2]], k=2).ids.shape == (1, 2)
+    assert HybridIndex.build(np.eye(5, dtype=np.float32), rows).search(DENSE[0, :5], rows[2]).ids.shape == (10,)
+
+
+@pytest.mark.parametrize("text", ["2.0", b"2.0"])
+def test_weights_are_no_text(text):
+    with pytest.raises(DtypeError, match="expected numbers as weights"):
+        HybridIndex.build(None, [{1: text}])
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"scale": 1e39}, "scale"),
+        ({"scale": 1e-60}, "scale"),
+        ({"weights": (0, 0)}, "weights"),
+        ({"weights": (1e-60, 0)}, "weights"),
+        ({"weights": (1e39, 1)}, "weights"),
+    ],
+)
+def test_factors_that_float32_does_not_hold(fields, word):
+    with pytest.raises(ConfigError, match=word):
+        make_config(fields)
+
+
+def test_weights_that_would_overflow():
+    with pytest.raises(ArgumentError, match=r"weights: expected numbers up to 1e\+30"):
+        HybridIndex.build(DENSE, None).search(DENSE[0], weights=(3e38, 0))

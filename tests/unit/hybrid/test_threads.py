@@ -164,3 +164,44 @@ def test_changes_from_two_threads_wait_for_each_other(small):
     index.compact()
     found = index.search_exact(small.dense[:20], small.sparse[:20], k=100)
     assert (np.sort(found.ids, axis=1) == np.arange(100)).all()
+
+
+def test_two_threads_fill_an_empty_index():
+    dense = np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
+    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
+    index = HybridIndex.build(dense[:0], None)
+    barrier = threading.Barrier(2)
+
+    def fill(first):
+        barrier.wait()
+        index.add(dense[first : first + 200], None, ids=np.arange(first, first + 200))
+
+    threads = [threading.Thread(target=fill, args=(first,)) for first in (0, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(index) == 400
+    assert index.search(dense, None, k=1).ids[:, 0].tolist() == list(range(400))
+
+
+def test_waiting_for_a_change_holds_up_no_other_thread():
+    dense = np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32)
+    index = HybridIndex.build(dense, None)
+    queries = np.tile(dense, (8, 1))
+    search = threading.Thread(target=lambda: index.search_exact(queries, None))
+    change = threading.Thread(target=lambda: index.delete([5]))
+    asked = threading.Thread(target=lambda: (len(index), 7 in index, index.stats))
+    search.start()
+    time.sleep(0.05)
+    change.start()  # waits for the search
+    time.sleep(0.05)
+    asked.start()  # waits for the change
+    beats = 0
+    while search.is_alive():
+        time.sleep(0.002)
+        beats += 1
+    for thread in (change, asked):
+        thread.join()
+    assert beats >= 10  # two at most while the interpreter was held
+    assert len(index) == 2999

@@ -228,7 +228,7 @@ def open_model(kind: str, settings: _Settings, *, device: str | None) -> tuple[A
         device: a torch device name; None takes the first CUDA device if there is one, else the CPU.
 
     Returns:
-        The model, and the settings with checksum and precision filled in.
+        The model, and the settings with the whole path, checksum and precision filled in.
 
     Raises:
         ArgumentError, FormatError, MissingExtraError: as :func:`resolve_model`, :func:`check_sha256` and
@@ -239,4 +239,5 @@ def open_model(kind: str, settings: _Settings, *, device: str | None) -> tuple[A
     check_sha256(settings.model, expected=settings.sha256, got=sha256)
     model = load_model(kind, folder, device=device, max_tokens=settings.max_tokens)
     precision = resolve_precision(settings.precision, str(model.device))
-    return model, settings.model_copy(update={"sha256": sha256, "precision": precision})
+    name = settings.model if settings.model.startswith(HUB_PREFIX) else str(folder.resolve())
+    return model, settings.model_copy(update={"model": name, "sha256": sha256, "precision": precision})
