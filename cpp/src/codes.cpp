@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <numeric>
 
 namespace sparing {
@@ -103,6 +104,45 @@ std::vector<uint32_t> heaviest(const SparseRow &row, size_t keep) {
     order.resize(keep);
     std::sort(order.begin(), order.end());
     return order;
+}
+
+/// Cuts sorted values into at most `groups` of at most kValueGroup, so that the squared error is least when each group
+/// takes its mean: short rows share little, and their largest values least.
+std::vector<size_t> group_sizes(std::span<const float> values, size_t groups) {
+    const size_t n = values.size();
+    if (n <= groups) return std::vector<size_t>(n, 1);
+    std::vector<double> sums(n + 1, 0), squares(n + 1, 0);
+    for (size_t i = 0; i < n; ++i) {
+        sums[i + 1] = sums[i] + double{values[i]};
+        squares[i + 1] = squares[i] + double{values[i]} * values[i];
+    }
+    // least[end]: the error of the first `end` values in the groups so far.
+    std::vector<double> least(n + 1, std::numeric_limits<double>::infinity()), next(n + 1);
+    std::vector<uint8_t> sizes((groups + 1) * (n + 1), 0);
+    least[0] = 0;
+    for (size_t g = 1; g <= groups; ++g) {
+        std::fill(next.begin(), next.end(), std::numeric_limits<double>::infinity());
+        const size_t room = (groups - g) * kValueGroup; // what later groups can take
+        for (size_t end = n > room ? n - room : 0; end <= std::min(n, g * kValueGroup); ++end)
+            for (size_t size = 0; size <= std::min(end, kValueGroup); ++size) {
+                const size_t begin = end - size;
+                const double sum = sums[end] - sums[begin];
+                const double error =
+                    size < 2 ? 0 : squares[end] - squares[begin] - sum * sum / static_cast<double>(size);
+                if (least[begin] + error >= next[end]) continue;
+                next[end] = least[begin] + error;
+                sizes[g * (n + 1) + end] = static_cast<uint8_t>(size);
+            }
+        std::swap(least, next);
+    }
+    std::vector<size_t> found;
+    for (size_t g = groups, end = n; g > 0; --g) {
+        const size_t size = sizes[g * (n + 1) + end];
+        if (size != 0) found.push_back(size);
+        end -= size;
+    }
+    std::reverse(found.begin(), found.end());
+    return found;
 }
 
 /// Largest bucket under a multiplier: the number of rounds that it needs, or anything from `limit` on.
@@ -208,27 +248,19 @@ void encode_item(const CodeLayout &layout, std::span<const float> center, const 
                          [&](uint32_t a, uint32_t b) { return row.values[a] > row.values[b]; });
         steps[1] = round_up(peak / 127.F);
         const float step = widen_bits(steps[1]);
-        // Short rows share a value among fewer terms; no value is shared by both signs if there are groups to spare.
-        const size_t positive = static_cast<size_t>(
-            std::count_if(order.begin(), order.end(), [&](uint32_t position) { return row.values[position] > 0; }));
-        size_t share = 0;
-        bool apart = false;
-        while (!apart && share < kValueGroup) {
-            ++share;
-            apart = (positive + share - 1) / share + (order.size() - positive + share - 1) / share <=
-                    layout.terms / kValueGroup;
-        }
-        for (size_t begin = 0, group = 0; begin < order.size(); ++group) {
-            size_t end = std::min(begin + share, order.size());
-            if (apart && begin < positive) end = std::min(end, positive);
+        std::vector<float> sorted(order.size());
+        for (size_t i = 0; i < order.size(); ++i) sorted[i] = row.values[order[i]];
+        size_t begin = 0, group = 0;
+        for (const size_t size : group_sizes(sorted, layout.terms / kValueGroup)) {
             float sum = 0;
-            for (size_t i = begin; i < end; ++i) {
-                const size_t place = group * kValueGroup + i - begin;
-                (place < kHeadTerms ? first[place] : rest[place - kHeadTerms]) = fingerprint(row.terms[order[i]]);
-                sum += row.values[order[i]];
+            for (size_t i = 0; i < size; ++i) {
+                const size_t place = group * kValueGroup + i;
+                (place < kHeadTerms ? first[place] : rest[place - kHeadTerms]) =
+                    fingerprint(row.terms[order[begin + i]]);
+                sum += sorted[begin + i];
             }
-            values[group] = static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(end - begin) / step));
-            begin = end;
+            values[group++] = static_cast<int8_t>(std::nearbyint(sum / static_cast<float>(size) / step));
+            begin += size;
         }
     }
     std::memcpy(head + layout.steps_offset(), steps, sizeof steps);

@@ -209,7 +209,8 @@ void rescore(const Storage &storage, const Query &query, size_t k, Scratch &scra
         const double n = static_cast<double>(done), mean = sum / n;
         const double spread = std::sqrt(std::max(squares / n - mean * mean, 0.0));
         const double worst = out.back().score, rounding = 1e-5 * std::fabs(worst); // equal items stay equal
-        if (pool[done].score + mean + kSpreads * spread + rounding < worst) {
+        // The first of an order by code scores are rather over- than underestimated: that says nothing of later ones.
+        if (pool[done].score + std::max(mean, 0.0) + kSpreads * spread + rounding < worst) {
             counts.exact += done;
             return;
         }

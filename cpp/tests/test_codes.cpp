@@ -81,9 +81,9 @@ void kept_terms() {
     const float values[] = {0.5F, -4, 1, 2, -0.25F};
     const CodeLayout layout{DenseCode::Int4, 0, 24};
     const Records few(layout, nullptr, {terms, values, 5});
-    // Three groups for five terms, the two signs apart, so two share a value.
-    const uint32_t kept[3][3] = {{4'000'000'000U, 70'000}, {3}, {4'000'000'001U, 9}};
-    const float means[3] = {1.5F, 0.5F, -2.125F};
+    // Three groups for five terms: the values 2 and 1, 0.5 and -0.25, and -4.
+    const uint32_t kept[3][3] = {{4'000'000'000U, 70'000}, {3, 4'000'000'001U}, {9}};
+    const float means[3] = {1.5F, 0.125F, -4};
     for (size_t group = 0; group < 3; ++group) {
         for (size_t i = 0; i < kValueGroup; ++i)
             CHECK(few.print(8 * group + i) == (i < 3 && kept[group][i] != 0 ? fingerprint(kept[group][i]) : kNoTerm));

@@ -51,7 +51,7 @@ class HybridConfig(Settings):
     num_pairs: Annotated[int, Field(ge=100, le=10_000_000)] = 10_000
     dense_code: Literal["int4", "int8", "float32"] = "int4"
     doc_terms: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = "auto"
-    term_share: Annotated[float, Field(gt=0, le=1)] = 0.88
+    term_share: Annotated[float, Field(gt=0, le=1)] = 0.87
     query_terms: Annotated[int, Field(ge=1, le=65536)] | None = None
     two_stage: bool = True
     weights: tuple[Weight, Weight] = (0.5, 0.5)

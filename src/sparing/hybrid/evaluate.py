@@ -12,7 +12,7 @@ from sparing.errors import ArgumentError, MissingExtraError
 from sparing.hybrid.results import SearchResult
 from sparing.hybrid.text import TextIndex
 from sparing.hybrid.text_files import Query
-from sparing.hybrid.text_search import default_weights, encode_queries
+from sparing.hybrid.text_search import default_weights, encode_queries, matching
 from sparing.runs.progress import Progress
 
 __all__ = ["EvaluationReport", "Latency", "evaluate", "recall_of_exact"]
@@ -133,7 +133,8 @@ def evaluate(
         deep = found
         if depth > k:
             deep = [contents.index.search(d, s, k=depth, beam=beam, weights=weights) for d, s in vectors]
-        ndcg, recall = _quality(index, queries, deep, {key: qrels[key] for key in judged}, k)
+        answers = [matching(f, dense, weights) for f, (dense, _) in zip(deep, vectors, strict=True)]
+        ndcg, recall = _quality(index, queries, answers, {key: qrels[key] for key in judged}, k)
     return EvaluationReport(
         num_queries=len(queries),
         num_judged=len(judged),
@@ -171,7 +172,7 @@ def recall_of_exact(found: SearchResult, exact: SearchResult) -> NDArray[np.floa
 def _quality(
     index: TextIndex,
     queries: Sequence[Query],
-    found: Sequence[SearchResult],
+    found: Sequence[NDArray[np.int64]],
     qrels: Mapping[str, Mapping[str, int]],
     k: int,
 ) -> tuple[float, float]:
@@ -180,9 +181,8 @@ def _quality(
     except ImportError as error:
         raise MissingExtraError("ir-measures", extra="eval", purpose="quality against judgements") from error
     run = {}
-    for query, result in zip(queries, found, strict=True):
+    for query, ids in zip(queries, found, strict=True):
         if query.key in qrels:
-            ids = np.ravel(result.ids)
             documents = index.contents.documents.get(ids[ids >= 0])
             # Ranks instead of scores, so that ties stay in the order of the answers.
             run[query.key] = {document.key: float(-rank) for rank, document in enumerate(documents)}

@@ -201,7 +201,8 @@ class HybridIndex:
             sparse_q: a `{term: weight}` dict or a sparse array of one axis for one query; a list or CSR of n rows
                 for a batch; or None. With a dense vector, CSR of one row is one query too.
             k: answers a query, >= 1; more than the index holds pads with id -1 and score -inf.
-            beam: width of the walk, more finds more and takes longer; default `config.beam`; at least k is used.
+            beam: width of the walk, more finds more and takes longer; default `config.beam`, or 2 k if that is more; at
+                least k is used.
             weights: (dense, sparse), >= 0, or an `(n, 2)` array.
             filter: ids that may be answered; unknown ones are ignored. k answers come if k of them are in the index.
             num_threads: threads over the queries of a batch; 0 takes all cores.
@@ -209,7 +210,8 @@ class HybridIndex:
         Raises:
             ShapeError, DtypeError, NonFiniteError, SparseFormatError, ArgumentError.
         """
-        beam = self._config.beam if beam is None else check_count("beam", beam, 1, 1 << 24)
+        k = check_count("k", k, 1, 1 << 24)
+        beam = max(self._config.beam, 2 * k) if beam is None else check_count("beam", beam, 1, 1 << 24)
         return self._search(dense_q, sparse_q, k, beam, weights, filter, False, num_threads)
 
     def search_exact(

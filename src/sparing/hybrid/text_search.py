@@ -12,9 +12,10 @@ from sparing.errors import ArgumentError
 from sparing.hybrid.index import HybridIndex
 from sparing.hybrid.inputs import as_weights
 from sparing.hybrid.records import Where
+from sparing.hybrid.results import SearchResult
 from sparing.hybrid.text_folder import Contents, Encoders
 
-__all__ = ["Hit", "Weights", "default_weights", "encode_queries", "search_contents"]
+__all__ = ["Hit", "Weights", "default_weights", "encode_queries", "matching", "search_contents"]
 
 Weights = tuple[float, float] | NDArray[np.floating[Any]]
 """`(w_dense, w_sparse)` for all questions, or an array of shape `(n, 2)`."""
@@ -81,6 +82,18 @@ def encode_queries(
     )
 
 
+def matching(result: SearchResult, dense: NDArray[np.float32] | None, weights: Weights) -> NDArray[np.int64]:
+    """The ids of answers; where only words count, -1 in place of those that share none with the question.
+
+    Args:
+        result: the answers to n questions.
+        dense: their dense vectors, or None.
+        weights: a pair, or an array of shape `(n, 2)`.
+    """
+    only_words = as_weights(weights, len(result.ids))[:, :1] == 0 if dense is not None else True
+    return np.where(only_words & (result.scores <= 0), -1, result.ids)
+
+
 def search_contents(
     contents: Contents,
     queries: list[str],
@@ -99,10 +112,9 @@ def search_contents(
     result = contents.index.search(
         dense, sparse, k=k, beam=beam, weights=weights, filter=allowed, num_threads=num_threads
     )
-    only_words = dense is None or as_weights(weights, len(queries))[:, 0] == 0
     lists = []
-    for row, (ids, scores) in enumerate(zip(result.ids, result.scores, strict=True)):
-        found = ids[(ids >= 0) & ((scores > 0) | ~np.broadcast_to(only_words, len(queries))[row])]
+    for row, (ids, scores) in enumerate(zip(matching(result, dense, weights), result.scores, strict=True)):
+        found = ids[ids >= 0]
         by_dense, by_sparse = _score_parts(contents.index, dense, sparse, row, found) if parts else ({}, {})
         documents = contents.documents.get(found)
         lists.append(

@@ -27,12 +27,16 @@ def test_exact_search_equals_numpy(clustered, clustered_index, weights):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_beam_as_wide_as_the_index_is_exact(small, weights):
-    index = HybridIndex.build(small.dense, small.sparse)
+@pytest.mark.parametrize("fields", [{"dense_code": "float32", "doc_terms": None}, {}])
+def test_a_beam_as_wide_as_the_index_is_exact(small, weights, fields):
+    index = HybridIndex.build(small.dense, small.sparse, config=HybridConfig(**fields))
     exact = index.search_exact(small.dense_queries, small.sparse_queries, weights=weights)
     found = index.search(small.dense_queries, small.sparse_queries, weights=weights, beam=len(index))
-    np.testing.assert_array_equal(found.scores, exact.scores)
-    np.testing.assert_array_equal(found.ids, exact.ids)
+    if fields:
+        np.testing.assert_array_equal(found.scores, exact.scores)
+        np.testing.assert_array_equal(found.ids, exact.ids)
+    else:  # codes may hide one in hundreds from re-scoring
+        assert recall(found.ids, exact.ids) >= 0.99
 
 
 @pytest.mark.parametrize(("dense_weight", "floor"), [(0.1, 0.9), (0.25, 0.95), (0.5, 0.95), (0.75, 0.95), (0.9, 0.9)])
