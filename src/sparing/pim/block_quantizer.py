@@ -4,7 +4,7 @@ Source of the gradient: Y. Bengio et al., *Estimating or Propagating Gradients T
 nothing comes through where a value is clipped, as in S. Esser et al., *Learned Step Size Quantization*, 2020.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class BlockQuantizer(nn.Module):
         refresh_every: calls in training mode, at least 1. None: 1, but 10 for ``"weighted_mse"``, which sorts.
 
     Attributes:
-        steps: (r, c) float32, > 0.
+        steps: (r, c) float32, > 0, whatever dtype the model is moved to.
         held: values in place of the rounded ones, as :func:`~sparing.pim.programmed.programmed` sets them; None.
 
     Raises:
@@ -78,7 +78,7 @@ class BlockQuantizer(nn.Module):
         self.register_buffer("row_blocks", places[0].to(stored.device), persistent=False)
         self.register_buffer("col_blocks", places[1].to(stored.device), persistent=False)
         self.register_buffer("counts", None if counts is None else _matrix(counts).to(stored.device), persistent=False)
-        self.register_buffer("steps", block_steps(matrix, grid, bits, rule, self.counts))
+        self.register_buffer("steps", block_steps(matrix, grid, bits, rule, self.counts).float())
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=stored.device))
         self._calls = 0
         self.held: Tensor | None = None
@@ -140,6 +140,13 @@ class BlockQuantizer(nn.Module):
     def _check(self, stored: Tensor) -> None:
         if tuple(stored.shape) != self.shape:
             raise ShapeError(f"stored: expected shape {self.shape}, got {tuple(stored.shape)}")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        steps = self.steps
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.steps.dtype != torch.float32:
+            self.steps = steps.to(self.steps.device)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

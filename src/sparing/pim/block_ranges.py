@@ -129,7 +129,7 @@ def block_steps(matrix: Tensor, grid: BlockGrid, bits: int, rule: RangeRule, cou
     if rule == "weighted_mse":
         weights = torch.ones_like(blocks) if uses is None else uses
         steps = _least_squares(blocks.flatten(0, 1), weights.flatten(0, 1), steps.flatten(), largest).view_as(steps)
-    return steps.clamp_min_(torch.finfo(steps.dtype).tiny)
+    return steps.clamp_min_(torch.finfo(torch.float32).tiny)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """InputQuantizer: rounds what is fed to a layer's word lines, one step a layer, with straight-through gradients."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class InputQuantizer(nn.Module):
         device: of the step.
 
     Attributes:
-        step: () float32; 0 before the first batch.
+        step: () float32, whatever dtype the model is moved to; 0 before the first batch.
         observing: see above.
 
     Raises:
@@ -66,7 +67,7 @@ class InputQuantizer(nn.Module):
         """
         self._need_step()
         with torch.no_grad():
-            return (widen(x) / self.step).round_().clamp_(self.min_code, self.max_code).to(torch.int16)
+            return self._nearest(x).to(torch.int16)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps inputs to rounded ones of their shape and dtype.
@@ -79,6 +80,10 @@ class InputQuantizer(nn.Module):
         if self.observing:
             return x
         self._need_step()
+        # What is exported has no way back, and no tracer sees into a function that has one.
+        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if exported or not (torch.is_grad_enabled() and x.requires_grad):
+            return self._nearest(x).mul_(self.step).to(x.dtype)
         apply: Callable[..., Tensor] = _RoundInputs.apply
         return apply(x, self.step, self.min_code, self.max_code)
 
@@ -97,6 +102,10 @@ class InputQuantizer(nn.Module):
         """What printing shows in the brackets."""
         return f"bits={self.bits}{'' if self.percentile == 100 else f', percentile={self.percentile:g}'}"
 
+    def _nearest(self, x: Tensor) -> Tensor:
+        """The codes, in float."""
+        return (widen(x) / self.step).round_().clamp_(self.min_code, self.max_code)
+
     def _need_step(self) -> None:
         if not self._calls:
             raise ArgumentError(
@@ -105,6 +114,8 @@ class InputQuantizer(nn.Module):
 
     @torch.no_grad()
     def _follow_(self, x: Tensor) -> None:
+        if not x.numel():
+            return
         step = self._step_for(x)
         if not self._calls:
             self.step.copy_(step)
@@ -118,7 +129,11 @@ class InputQuantizer(nn.Module):
     def _step_for(self, x: Tensor) -> Tensor:
         if self.percentile < 100:
             flat = x.flatten()
-            values = flat[:: max(1, flat.numel() // _SAMPLE)].float().abs()
+            # With no factor in common with the size, hence with no axis: every feature has its turn.
+            stride = max(1, flat.numel() // _SAMPLE)
+            while math.gcd(stride, flat.numel()) > 1:
+                stride += 1
+            values = flat[::stride].float().abs()
             rank = max(1, -int(-self.percentile * values.numel() // 100))
             return (values.kthvalue(rank).values / self.max_code).clamp_min_(torch.finfo(torch.float32).tiny)
         if x.ndim == 4 and not x.is_contiguous():
@@ -126,6 +141,13 @@ class InputQuantizer(nn.Module):
         low, high = x.aminmax()
         step = torch.maximum(high.float() / self.max_code, low.float() / self.min_code)
         return step.clamp_min_(torch.finfo(torch.float32).tiny)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        step = self.step
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.step.dtype != torch.float32:
+            self.step = step.to(self.step.device)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -138,24 +160,20 @@ class _RoundInputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         rounded = torch.empty_like(x)
-        inside = torch.empty_like(x, dtype=torch.bool) if ctx.needs_input_grad[0] else None
+        inside = torch.empty_like(x, dtype=torch.bool)
         # On a CPU few enough rows at a time for several passes over them within its cache.
         rows = max(1, len(x) if x.device.type != "cpu" else _PART * len(x) // max(1, x.numel()))
         for at in range(0, len(x), rows):
             part = slice(at, at + rows)
             codes = (widen(x[part]) / step).round_()
             clipped = codes.clamp(low, high)
-            if inside is not None:
-                torch.eq(codes, clipped, out=inside[part])
+            torch.eq(codes, clipped, out=inside[part])
             rounded[part] = clipped.mul_(step)
-        if inside is not None:
-            ctx.save_for_backward(inside)
+        ctx.save_for_backward(inside)
         return rounded
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None
         (inside,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             return grads[0] * inside, None, None, None

@@ -156,3 +156,17 @@ def test_refusals():
     for call in (quantizer, quantizer.codes, quantizer.refresh_):
         with pytest.raises(ShapeError, match=r"stored: expected shape \(6, 4, 2, 2\)"):
             call(torch.zeros(6, 16))
+
+
+def test_steps_are_float32_in_a_model_of_any_dtype():
+    weight = stored()
+    weight[:, :3] = 0  # a block of zeros, and with it the least step there is
+    quantizer = BlockQuantizer(weight.double(), GRID, 3).eval()
+    before = quantizer.steps.clone()
+    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.float32):
+        quantizer.to(dtype)
+        assert quantizer.steps.dtype == torch.float32
+        assert torch.equal(quantizer.steps, before)
+        assert bool(torch.isfinite(quantizer(weight.to(dtype))).all())
+    twin = copy.deepcopy(quantizer).to("meta")
+    assert twin.to_empty(device="cpu").steps.device.type == "cpu"

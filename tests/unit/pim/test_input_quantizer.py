@@ -106,9 +106,61 @@ def test_percentiles():
     assert float(observed(4, large, percentile=50).step) == pytest.approx(150_000 / 7, rel=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(1024, 512), (128, 16, 32, 32), (96, 3, 50, 50), (2048, 7, 64)])
+def test_percentiles_see_every_place_of_every_axis(shape):
+    for axis in range(1, len(shape)):
+        for place in {0, 1, shape[axis] // 2, shape[axis] - 1}:
+            x = torch.ones(shape)
+            x.select(axis, place).fill_(64.0)
+            share = 100 / shape[axis]
+            for percentile, expected in ((100 - share / 2, 64), (100 - share * 2, 1)):
+                assert float(observed(8, x, percentile=max(50, percentile)).step) * 127 == pytest.approx(expected)
+
+
 def test_zeros_stay_zeros():
-    quantizer = observed(4, torch.zeros(5))
-    assert quantizer(torch.zeros(5)).tolist() == [0] * 5
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        quantizer = observed(4, torch.zeros(5)).to(dtype)
+        assert quantizer(torch.zeros(5, dtype=dtype)).tolist() == [0] * 5
+
+
+def test_the_step_is_float32_in_a_model_of_any_dtype():
+    quantizer = observed(6, torch.tensor([0.3]))
+    before = quantizer.step.clone()
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        quantizer.to(dtype)
+        assert quantizer.step.dtype == torch.float32
+        assert torch.equal(quantizer.step, before)
+    quantizer.bfloat16().train()(torch.ones(3, dtype=torch.bfloat16))
+    assert float(quantizer.step) > float(before)
+    assert InputQuantizer(4, device=torch.device("meta")).to_empty(device="cpu").step.device.type == "cpu"
+
+
+def test_an_empty_batch_says_nothing_of_the_range():
+    for percentile in (100, 99):
+        quantizer = observed(4, torch.ones(2), percentile=percentile).train()
+        before = quantizer.step.clone()
+        assert quantizer(torch.empty(0, 3)).shape == (0, 3)
+        assert torch.equal(quantizer.step, before)
+        assert int(quantizer.calls) == 1
+    with pytest.raises(ArgumentError, match="no range yet"):
+        InputQuantizer(4)(torch.empty(0, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_without_gradients_the_same_bits(dtype):
+    quantizer = observed(4, torch.tensor([2.1]))
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype) * 2
+    assert torch.equal(quantizer(x), quantizer(x.clone().requires_grad_()).detach())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_graphs_depend_on_their_input():
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), observed(4, torch.tensor([2.1])), torch.nn.Linear(4, 2)).eval()
+    few, many = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (2, 5))
+    assert torch.equal(torch.jit.trace(layers, few)(many), layers(many))
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    exported = torch.export.export(layers, (few,), dynamic_shapes=(batch,)).module()
+    assert torch.equal(exported(many), layers(many))
 
 
 def test_state_dict():
