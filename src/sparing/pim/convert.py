@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from sparing.errors import ArgumentError
 from sparing.pim.design import NetworkDesign
 from sparing.pim.epitome import Epitome
+from sparing.pim.quantized_layers import stored_weight
 
 __all__ = ["ConvertedLayer", "convert_", "epitomes_of", "materialize_", "remove_weight_parts_"]
 
@@ -65,16 +66,12 @@ def convert_(model: nn.Module, design: NetworkDesign) -> list[ConvertedLayer]:
             raise ArgumentError(f"design: {name} cannot be an epitome: it has {module.groups} groups")
         if parametrize.is_parametrized(module, "weight"):
             raise ArgumentError(f"design: {name}: its weight is parametrized already; materialize_ the model first")
-        if module._parameters.get("weight") is None:
-            raise ArgumentError(
-                f"design: {name}: expected a weight that is a parameter, got one that is computed (pruning, weight or "
-                "spectral norm); make it permanent first"
-            )
-        if uses[id(module.weight)] > 1:
+        weight = stored_weight(module, name=f"design: {name}")
+        if uses[id(weight)] > 1:
             raise ArgumentError(f"design: {name} shares its weight with another layer; leave it dense")
-        epitome = Epitome(tuple(module.weight.shape), layer.epitome).to(module.weight.device)
+        epitome = Epitome(tuple(weight.shape), layer.epitome).to(weight.device)
         # Fitted twice, here to find out whether it can be.
-        epitome.right_inverse(module.weight)
+        epitome.right_inverse(weight)
         planned.append((name, module, epitome))
     report = []
     for name, module, epitome in planned:
@@ -90,7 +87,8 @@ def materialize_(model: nn.Module) -> list[str]:
     """Turns epitomes back into plain weights; the model computes what it computed, bit for bit.
 
     Args:
-        model: changed in place. What is exported (``torch.export``, ONNX) should be materialized.
+        model: changed in place. What is exported (``torch.export``, ONNX) should be materialized. Of a quantized model
+            the weights come out rounded, and inputs go on being rounded; to train on, dequantize_ it first.
 
     Returns:
         The names of the layers that changed.
@@ -126,6 +124,7 @@ def remove_weight_parts_(module: nn.Module, *, leave_parametrized: bool) -> None
     shared = type(module)
     own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
     module.__class__ = type(shared.__name__, shared.__bases__, own)
+    cast("nn.Module", module.parametrizations).eval()  # reading the weight is no step of training
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=leave_parametrized)
     if "bias" in module._parameters:
         # The weight before the bias, as it was: optimizers know parameters by their order.

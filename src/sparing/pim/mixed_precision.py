@@ -19,7 +19,7 @@ from sparing.pim.crossbar import CrossbarSize, num_planes
 from sparing.pim.design import LayerDesign, NetworkDesign, layer_grid
 from sparing.pim.layers import NetworkShape
 from sparing.pim.quantization import dequantize_, quantize_
-from sparing.pim.quantized_layers import quantized_layers, stored_weight
+from sparing.pim.quantized_layers import is_quantized, stored_weight
 from sparing.runs.modes import evaluating
 
 __all__ = ["BitSensitivity", "hessian_traces", "measure_bit_sensitivity", "mixed_precision_design"]
@@ -65,7 +65,8 @@ def hessian_traces(
         A trace for each layer; negative ones happen. Cost: `num_samples` times about four passes over the batch.
 
     Raises:
-        ArgumentError: a layer that is not there, is quantized, or is named twice; fewer than 1 sample.
+        ArgumentError: a quantized model; a layer that is not there, is named twice, or has a weight that a hook
+            computes; fewer than 1 sample.
         NonFiniteError: the loss or a trace is NaN or infinite.
         ShapeError: images and labels that differ in number.
     """
@@ -73,8 +74,7 @@ def hessian_traces(
         raise ArgumentError(f"num_samples: expected at least 1, got {num_samples}")
     if len(images) != len(labels):
         raise ShapeError(f"labels: expected one for each of {len(images)} images, got {len(labels)}")
-    if quantized_layers(model):
-        raise ArgumentError("model: expected unquantized weights, whose loss is smooth; dequantize_ it first")
+    _check_float(model)
     stored = [_stored(model, name) for name in layers]
     if len({id(parameter) for parameter in stored}) < len(stored):
         raise ArgumentError("layers: expected each stored weight once, got one twice")
@@ -104,7 +104,7 @@ def measure_bit_sensitivity(
     """Measures what each choice of bits would cost each layer of a design.
 
     Args:
-        model: in float, after :func:`~sparing.pim.convert.convert_` with the design; as it was in the end.
+        model: in float, all of it, after :func:`~sparing.pim.convert.convert_` with the design; as it was in the end.
         design: names the layers; its bits do not matter.
         images: a batch for the model.
         labels: its classes, int64.
@@ -118,6 +118,7 @@ def measure_bit_sensitivity(
         ArgumentError, NonFiniteError, ShapeError: as :func:`hessian_traces` and
             :func:`~sparing.pim.quantization.quantize_`; or no layers, or no or unknown bits.
     """
+    _check_float(model)
     choices = tuple(sorted({*bits}))
     if not choices or not design.layers:
         raise ArgumentError("bits, design: expected at least one choice of bits and one layer")
@@ -203,11 +204,16 @@ def mixed_precision_design(
     return design.model_copy(update={"layers": layers})
 
 
+def _check_float(model: nn.Module) -> None:
+    if any(is_quantized(module) for module in model.modules()):
+        raise ArgumentError("model: expected an unquantized one, whose loss is smooth; dequantize_ it first")
+
+
 def _stored(model: nn.Module, name: str) -> Tensor:
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Conv2d | nn.Linear):
         raise ArgumentError(f"layers: {name}: expected a Conv2d or Linear of the model, got {type(module).__name__}")
-    return stored_weight(module)
+    return stored_weight(module, name=f"layers: {name}")
 
 
 def _hutchinson(

@@ -16,7 +16,14 @@ from sparing.pim.crossbar import FLOAT_BITS, BlockGrid, CrossbarSize, block_grid
 from sparing.pim.design import LayerDesign, NetworkDesign
 from sparing.pim.epitome import Epitome, repetition_map
 from sparing.pim.input_quantizer import InputQuantizer
-from sparing.pim.quantized_layers import INPUT_QUANTIZER, QuantizedLayer, quantized_layers, stored_weight, weight_parts
+from sparing.pim.quantized_layers import (
+    INPUT_QUANTIZER,
+    QuantizedLayer,
+    is_quantized,
+    quantized_layers,
+    stored_weight,
+    weight_parts,
+)
 from sparing.quant.ranges import check_finite
 from sparing.runs.modes import evaluating
 
@@ -56,8 +63,9 @@ def quantize_(
         The quantized layers, in the order of the design.
 
     Raises:
-        ArgumentError: a layer that is not there, is no Conv2d or Linear, is quantized already, or is not the epitome of
-            the design; numbers out of range; no batch in `calibration`.
+        ArgumentError: a layer that is not there, is no Conv2d or Linear, is quantized already, is not the epitome of
+            the design, or has a weight that a hook computes (pruning, weight norm); numbers out of range; no batch in
+            `calibration`.
         DtypeError: `calibration` without tensors.
         NonFiniteError: a weight, or what calibration feeds to a layer, with NaN or infinity.
         ShapeError: a weight that its blocks do not cut.
@@ -71,7 +79,7 @@ def quantize_(
                 f"design: {name}: expected a Conv2d or Linear of the model, got {type(module).__name__}"
             )
         layer = design.layers[name]
-        epitome, stored = _epitome_of(name, module, layer), stored_weight(module)
+        epitome, stored = _epitome_of(name, module, layer), stored_weight(module, name=f"design: {name}")
         check_finite(stored, name=f"model: {name}")
         uses = None if epitome is None else repetition_map(epitome.index, epitome.size)
         grid = _grid(module, epitome, crossbar)
@@ -79,14 +87,15 @@ def quantize_(
         bits, device = design.activation_bits, stored.device
         fed = InputQuantizer(bits, percentile=input_percentile, device=device) if inputs else None
         planned.append((module, epitome, weights, fed))
-    for module, epitome, weights, fed in planned:
-        _attach_(module, epitome, weights, fed)
-    if inputs and calibration is not None:
-        try:
+    try:
+        for module, epitome, weights, fed in planned:
+            _attach_(module, epitome, weights, fed)
+        if inputs and calibration is not None:
             calibrate_inputs_(model, calibration)
-        except BaseException:
-            dequantize_(model)
-            raise
+    except BaseException:
+        for module, *_ in planned:
+            _detach_(module)
+        raise
     found = {layer.name: layer for layer in quantized_layers(model)}
     return [found[name] for name in names]
 
@@ -95,19 +104,16 @@ def dequantize_(model: nn.Module) -> list[str]:
     """Takes all quantizers of :func:`quantize_` out; the stored weights are as they are, bit for bit.
 
     Args:
-        model: changed in place. Epitomes stay; see :func:`~sparing.pim.convert.materialize_`.
+        model: changed in place. Epitomes stay; see :func:`~sparing.pim.convert.materialize_`. Weights that it made
+            plain stay rounded; their inputs no longer are.
 
     Returns:
         The names of the layers that changed.
     """
-    layers = quantized_layers(model)
-    for layer in layers:
-        if layer.epitome is None:
-            remove_weight_parts_(layer.module, leave_parametrized=False)
-        else:
-            layer.epitome.quantizer = None
-        _drop_input_quantizer_(layer.module)
-    return [layer.name for layer in layers]
+    changed = {name: module for name, module in model.named_modules() if is_quantized(module)}
+    for module in changed.values():
+        _detach_(module)
+    return list(changed)
 
 
 def calibrate_inputs_(model: nn.Module, batches: Tensor | Iterable[Tensor]) -> None:
@@ -154,8 +160,7 @@ def _epitome_of(name: str, module: nn.Conv2d | nn.Linear, design: LayerDesign) -
     """The epitome of a layer that is as designed and not quantized yet."""
     parts = weight_parts(module)
     epitome = parts[0] if parts and isinstance(parts[0], Epitome) else None
-    quantized = any(isinstance(part, BlockQuantizer) for part in parts)
-    if quantized or (epitome is not None and epitome.quantizer is not None) or INPUT_QUANTIZER in module._modules:
+    if is_quantized(module):
         raise ArgumentError(f"design: {name} is quantized already; dequantize_ the model first")
     if len(parts) > 1 or (parts and epitome is None):
         raise ArgumentError(f"design: {name}: its weight has another parametrization; remove that first")
@@ -182,6 +187,20 @@ def _attach_(
         module.register_forward_pre_hook(_round_inputs, with_kwargs=True)
 
 
+def _detach_(module: nn.Module) -> None:
+    """Takes out what :func:`_attach_` put in, as far as it is there."""
+    for part in weight_parts(module):
+        if isinstance(part, BlockQuantizer):
+            remove_weight_parts_(module, leave_parametrized=False)
+        elif isinstance(part, Epitome):
+            part.quantizer = None
+    # Not by the hook's handle, which a copy of the model would not have.
+    for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _round_inputs]:
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+    module._modules.pop(INPUT_QUANTIZER, None)
+
+
 def _grid(module: nn.Conv2d | nn.Linear, epitome: Epitome | None, crossbar: CrossbarSize) -> BlockGrid:
     if epitome is not None:
         out, in_, p, q = epitome.size
@@ -196,14 +215,6 @@ def _round_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
     return args, {**kwargs, "input": quantizer(kwargs["input"])}
-
-
-def _drop_input_quantizer_(module: nn.Module) -> None:
-    # Not by the hook's handle, which a copy of the model would not have.
-    for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _round_inputs]:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
-    module._modules.pop(INPUT_QUANTIZER, None)
 
 
 @contextmanager

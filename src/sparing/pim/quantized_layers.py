@@ -13,7 +13,7 @@ from sparing.pim.block_ranges import spread_steps
 from sparing.pim.epitome import Epitome
 from sparing.pim.input_quantizer import InputQuantizer
 
-__all__ = ["INPUT_QUANTIZER", "QuantizedLayer", "quantized_layers", "stored_weight", "weight_parts"]
+__all__ = ["INPUT_QUANTIZER", "QuantizedLayer", "is_quantized", "quantized_layers", "stored_weight", "weight_parts"]
 
 INPUT_QUANTIZER = "input_quantizer"
 """Name under which a layer holds the quantizer of its inputs."""
@@ -84,22 +84,38 @@ def quantized_layers(model: nn.Module) -> list[QuantizedLayer]:
     return found
 
 
-def stored_weight(module: nn.Conv2d | nn.Linear) -> Tensor:
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a module is a layer whose weight or inputs are quantized."""
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return False
+    return INPUT_QUANTIZER in module._modules or any(
+        isinstance(part, BlockQuantizer) or (isinstance(part, Epitome) and part.quantizer is not None)
+        for part in weight_parts(module)
+    )
+
+
+def stored_weight(module: nn.Conv2d | nn.Linear, *, name: str = "module") -> Tensor:
     """The parameter behind a layer's weight: the epitome where there is one, unrounded in any case.
 
     Raises:
-        ArgumentError: there are several, by some other parametrization.
+        ArgumentError: there are several, by some other parametrization, or none: a hook computes the weight (pruning,
+            weight norm). The message begins with `name`.
     """
     if not parametrize.is_parametrized(module, "weight"):
+        if module._parameters.get("weight") is None:
+            raise ArgumentError(
+                f"{name}: expected a weight that is a parameter, got one that is computed (pruning, weight or spectral "
+                "norm); make it permanent first"
+            )
         return module.weight
     stored = getattr(module.parametrizations.weight, "original", None)  # type: ignore[union-attr]
     if stored is None:
-        raise ArgumentError("module: its weight is made of several tensors; remove that parametrization first")
+        raise ArgumentError(f"{name}: its weight is made of several tensors; remove that parametrization first")
     return cast("Tensor", stored)
 
 
-def weight_parts(module: nn.Conv2d | nn.Linear) -> list[nn.Module]:
+def weight_parts(module: nn.Module) -> list[nn.Module]:
     """The parametrizations of a layer's weight, the first first."""
     if not parametrize.is_parametrized(module, "weight"):
         return []
-    return list(module.parametrizations.weight)  # type: ignore[union-attr,arg-type]
+    return list(cast("parametrize.ParametrizationList", module.parametrizations.weight))  # type: ignore[union-attr]

@@ -184,3 +184,10 @@ def test_refusals(model, data):
     quantize_(model, designed(3), crossbar=CROSSBAR)
     with pytest.raises(ArgumentError, match="dequantize_ it first"):
         hessian_traces(model, x, labels, LAYERS)
+    dequantize_(model)
+    first = designed(3).model_copy(update={"layers": {"0": LayerDesign(bits=3)}})
+    others = designed().model_copy(update={"layers": {"6": LayerDesign()}})
+    quantize_(model, first, crossbar=CROSSBAR)
+    with pytest.raises(ArgumentError, match="dequantize_ it first"):
+        measure_bit_sensitivity(model, others, x, labels, crossbar=CROSSBAR)
+    assert dequantize_(model) == ["0"]

@@ -10,6 +10,7 @@ pytest.importorskip("safetensors", reason="needs sparing[vision]")
 pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from torch import nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError  # noqa: E402
 from sparing.pim.block_ranges import spread_steps  # noqa: E402
@@ -19,7 +20,7 @@ from sparing.pim.design import LayerDesign, NetworkDesign, layer_grid  # noqa: E
 from sparing.pim.epitome import EpitomeShape  # noqa: E402
 from sparing.pim.layers import trace_layers  # noqa: E402
 from sparing.pim.quantization import calibrate_inputs_, dequantize_, quantize_  # noqa: E402
-from sparing.pim.quantized_layers import quantized_layers, stored_weight  # noqa: E402
+from sparing.pim.quantized_layers import is_quantized, quantized_layers, stored_weight  # noqa: E402
 
 CROSSBAR = CrossbarSize(32, 8)
 EPITOME = EpitomeShape(out_channels=6, in_channels=4, kernel=(4, 4))
@@ -51,6 +52,11 @@ def designed(bits=3, activation_bits=8):
 
 def images(seed=0, count=4):
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def hooked_weight_norm(module):
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(module)
 
 
 @pytest.fixture
@@ -247,6 +253,46 @@ def test_refuses_what_is_quantized_or_parametrized(model):
     nn.utils.parametrizations.weight_norm(model[0])
     with pytest.raises(ArgumentError, match="0: its weight has another parametrization"):
         quantize_(model, designed(), crossbar=CROSSBAR)
+
+
+@pytest.mark.parametrize("compute", [lambda m: prune.l1_unstructured(m, "weight", 0.3), hooked_weight_norm])
+def test_refuses_a_weight_that_a_hook_computes(compute, model):
+    compute(model[8])
+    before = snapshot(model)
+    with pytest.raises(ArgumentError, match="design: 8: expected a weight that is a parameter, got one that is compu"):
+        quantize_(model, designed(), crossbar=CROSSBAR, calibration=images())
+    assert unchanged(model, before)
+    assert not any(is_quantized(module) for module in model.modules())
+
+
+def test_what_fails_later_leaves_what_is_quantized(model):
+    def only(*names):
+        return NetworkDesign(layers={name: designed().layers[name] for name in names})
+
+    quantize_(model, only("0", "3"), crossbar=CROSSBAR, calibration=images())
+    before, expected = snapshot(model), model(images())
+    with pytest.raises(NonFiniteError):
+        quantize_(model, only("5", "8"), crossbar=CROSSBAR, calibration=images() / 0)
+    assert unchanged(model, before)
+    assert torch.equal(model(images()), expected)
+    assert [layer.name for layer in quantized_layers(model)] == ["0", "3"]
+
+
+def test_materialized_as_it_computes(model):
+    quantize_(model, designed(), crossbar=CROSSBAR, calibration=images(), refresh_every=1)
+    with torch.no_grad():
+        stored_weight(model[3]).mul_(1.3)
+    expected = model(images())
+    # In training mode a look at the weight must not find other steps.
+    model.train()
+    assert materialize_(model) == ["3"]
+    assert torch.equal(model.eval()(images()), expected)
+    # Also the quantizer of the inputs comes out, though its layer's weight is plain now.
+    assert dequantize_(model) == ["0", "3", "5", "8"]
+    assert not any(is_quantized(module) for module in model.modules())
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    dense = {name: LayerDesign(bits=3) for name in ("0", "3", "5", "8")}
+    quantize_(model, NetworkDesign(layers=dense), crossbar=CROSSBAR)
 
 
 def test_calibration_anew_and_its_refusals(model):
