@@ -1,7 +1,8 @@
 """Weights in a quarter of the bytes: large matrices as int8 codes with a step for each output channel, on the disk.
 
-Loading gives float32 back, rounded by at most half a step. The quantizer's codes stay as they are: which token an image
-turns into hangs on their last digits. A state that was rounded once is not changed by being rounded again.
+Loading gives float32, whatever the dtype was; what is large is rounded by at most half a step. The quantizer's codes stay
+as they are: which token an image turns into hangs on their last digits. A state that was rounded once is not changed by
+being rounded again.
 """
 
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ def _short(steps: Tensor) -> Tensor:
 
 
 def unpack_state(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turns what :func:`pack_state` made into float32 tensors under their own names.
+    """Turns what :func:`pack_state` made into float32 tensors under their own names; integers are left.
 
     Raises:
         FormatError: codes without steps, or steps that do not fit them.
@@ -58,7 +59,7 @@ def unpack_state(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith(_STEPS) and name.removesuffix(_STEPS) + _CODES in packed:
             continue
         if not name.endswith(_CODES):
-            state[name] = tensor
+            state[name] = tensor.float() if tensor.is_floating_point() else tensor
             continue
         whole = name.removesuffix(_CODES)
         steps = packed.get(whole + _STEPS)

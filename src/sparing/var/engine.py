@@ -38,6 +38,7 @@ class Engine(nn.Module):
 
     Args:
         transformer: the model; parts that the plan leaves, in the wanted dtype already, are shared and not copied.
+            Weights that change later need a new engine.
         plan: what to leave out; None leaves nothing out.
         dtype: of the arithmetic of linear layers and attention; None for that of the weights. The stream between the
             layers, norms and softmax stay float32.

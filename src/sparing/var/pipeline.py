@@ -38,6 +38,7 @@ _SCHEMA: Literal["sparing.var.pipeline"] = "sparing.var.pipeline"
 _VERSION: Literal[1] = 1
 _HUB_PREFIX = "hf://"
 _SAMPLED = 4096
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def weights_fingerprint(transformer: VARTransformer) -> str:
 
 
 class VARPipeline(ModelHubMixin):
-    """Draws images of classes.
+    """Draws images of classes, with the weights that its parts have at the time of the call.
 
     Args:
         tokenizer: turns tokens into images.
@@ -107,11 +108,13 @@ class VARPipeline(ModelHubMixin):
         if class_names is not None and len(class_names) != ours.num_classes:
             raise ConfigError(f"class_names: expected {ours.num_classes} names, got {len(class_names)}")
         self.tokenizer = tokenizer.eval()
+        self.tokenizer.quantize.float()
         self.transformer = transformer.eval()
         self.class_names = None if class_names is None else tuple(class_names)
         self.plan: CompressionPlan | None = None
         self._engine: Engine | None = None
         self._decoder: ImageDecoder | None = None
+        self._seen: dict[torch.nn.Module, list[tuple[int, int]]] = {}
         self._freed = False
         self._compiled: tuple[bool, bool | None] | None = None
 
@@ -122,7 +125,9 @@ class VARPipeline(ModelHubMixin):
 
     @property
     def engine(self) -> Engine:
-        """The transformer made ready to generate, with the plan applied; made when first needed."""
+        """The transformer made ready to generate, with the plan applied; made when needed, of the weights of now."""
+        if self._has_changed(self.transformer):
+            self._engine = None
         if self._engine is None:
             engine = Engine(self.transformer, plan=self.plan)
             if self._compiled is not None:
@@ -132,10 +137,21 @@ class VARPipeline(ModelHubMixin):
 
     @property
     def decoder(self) -> ImageDecoder:
-        """The tokenizer's decoder made ready to draw, with the plan applied; made when first needed."""
+        """The tokenizer's decoder made ready to draw, with the plan applied; as :attr:`engine`."""
+        if self._has_changed(self.tokenizer):
+            self._decoder = None
         if self._decoder is None:
             self._decoder = ImageDecoder(self.tokenizer, plan=self.plan)
         return self._decoder
+
+    def _has_changed(self, part: torch.nn.Module) -> bool:
+        """Whether a part's weights were loaded, trained or moved since this was asked last."""
+        if self._freed:  # what was made of them is all there is
+            return False
+        tensors = (*part.parameters(), *part.buffers())
+        before = self._seen.get(part)
+        self._seen[part] = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        return self._seen[part] != before
 
     def compile_(self, *, fuse: bool = True, graphs: bool | None = None) -> None:
         """Draws with fewer launches; stays in force when a plan is applied or removed or the pipeline is moved.
@@ -182,8 +198,9 @@ class VARPipeline(ModelHubMixin):
     def free_original_(self) -> None:
         """Frees the weights for which the plan in force has others; see :func:`~sparing.var.apply_`."""
         self.check_original()
-        self._freed = self.engine.free_original_() + self.decoder.free_original_() > 0
-        for module in (*self.engine.modules(), *self.decoder.modules()):
+        engine, decoder = self.engine, self.decoder
+        self._freed = engine.free_original_() + decoder.free_original_() > 0
+        for module in (*engine.modules(), *decoder.modules()):
             if isinstance(module, Int8Layer):
                 module.pack_()
         return_freed_memory()
@@ -208,12 +225,14 @@ class VARPipeline(ModelHubMixin):
             The pipeline itself.
 
         Raises:
-            ArgumentError: float16 on a CPU, where it is a thousand times slower than float32; or compiled with
-                ``graphs=True``, a device other than CUDA.
+            ArgumentError: another dtype; float16 on a CPU, where it is a thousand times slower than float32; or
+                compiled with ``graphs=True``, a device other than CUDA.
             ConfigError: the original weights were freed.
         """
         self.check_original()
         target = torch.device(device) if device is not None else self.device
+        if dtype is not None and dtype not in _DTYPES:
+            raise ArgumentError(f"dtype: expected float32, bfloat16 or, on CUDA, float16, got {dtype}")
         if dtype == torch.float16 and target.type == "cpu":
             raise ArgumentError("dtype: float16 is very slow on CPUs; take bfloat16 or float32")
         if self._compiled is not None and self._compiled[1] and target.type != "cuda":
@@ -315,7 +334,8 @@ class VARPipeline(ModelHubMixin):
         Args:
             save_directory: made if needed.
             weight_bits: 8 rounds large weights to codes of a byte, a step for each output channel: a quarter of the
-                file. With a plan in force the weights must have been loaded from such a file: it was made for them.
+                file, which loads as float32. With a plan in force the weights must have been loaded from such a file:
+                it was made for them.
             repo_id: of the hub; None takes the folder's name.
             push_to_hub: also upload.
             model_card_kwargs: for the card.
@@ -438,14 +458,17 @@ class VARPipeline(ModelHubMixin):
             transformer: for example ``var_d16.pth``.
             tokenizer: ``vae_ch160v4096z32.pth``.
             patch_nums: side of each scale, where the transformer's is none of the released schedules.
-            dtype: of the weights; None leaves them (float32).
+            dtype: of the weights; None leaves them as they are in the files (float32), but makes float64 float32.
             device: None for the CPU.
 
         Raises:
             FormatError, ConfigError, NonFiniteError: files that are damaged, of something else, or do not fit together.
         """
         model = transformer_from(read_state(transformer), patch_nums=patch_nums)
-        pipe = cls(tokenizer_from(read_state(tokenizer), patch_nums=model.config.patch_nums), model)
+        images = tokenizer_from(read_state(tokenizer), patch_nums=model.config.patch_nums)
+        if torch.float64 in (model.head.weight.dtype, images.post_quant_conv.weight.dtype):
+            dtype = dtype or torch.float32
+        pipe = cls(images, model)
         return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
 
 

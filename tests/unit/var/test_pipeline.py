@@ -22,7 +22,7 @@ from sparing.errors import (  # noqa: E402
 )
 from sparing.var.apply import apply_  # noqa: E402
 from sparing.var.pipeline import VARPipeline, weights_fingerprint  # noqa: E402
-from sparing.var.plan import CompressionPlan, PrecisionPlan, SharingPlan  # noqa: E402
+from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan  # noqa: E402
 
 
 @pytest.fixture
@@ -149,6 +149,42 @@ def test_half_precision(pipe):
     assert (tokens == exact[0]).float().mean() > 0.3
     with pytest.raises(ArgumentError, match="dtype: float16"):
         pipe.to(dtype=torch.float16)
+    for dtype in (torch.float64, torch.complex64, torch.int8):
+        with pytest.raises(ArgumentError, match=f"dtype: expected float32, bfloat16 or, on CUDA, float16, got {dtype}"):
+            pipe.to(dtype=dtype)
+    assert_same(drawn(pipe, top_k=1), (tokens, images))
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_draws_with_new_weights(pipe, tiny, planned):
+    form = LinearFormat(weight_bits=8, activation_bits=8, real=True)
+    precision = PrecisionPlan(linears={"blocks.0.qkv": form}, decoder_bits=8)
+    plan = CompressionPlan(model=pipe.transformer.config, weights="", precision=precision) if planned else None
+    pipe.use(plan)
+    seen = [drawn(pipe)]
+    engine, decoder = pipe.engine, pipe.decoder
+    drawn(pipe)
+    assert pipe.engine is engine
+    assert pipe.decoder is decoder
+
+    def check():
+        fresh = VARPipeline(pipe.tokenizer, pipe.transformer)
+        fresh.use(plan)
+        assert_same(drawn(pipe), drawn(fresh))
+        seen.append(drawn(pipe))
+        assert not torch.equal(seen[-1][1], seen[-2][1])
+
+    other = tiny.pipeline(seed=5)
+    pipe.transformer.load_state_dict(other.transformer.state_dict())
+    pipe.tokenizer.load_state_dict(other.tokenizer.state_dict())
+    check()
+    with torch.no_grad():
+        pipe.transformer.pos_1LC.add_(0.5)
+        pipe.transformer.blocks[0].attn.q_bias.add_(0.5)
+        pipe.tokenizer.decoder.conv_out.bias.add_(0.5)
+    check()
+    pipe.transformer.load_state_dict(tiny.pipeline(seed=7).transformer.state_dict(), assign=True)
+    check()
 
 
 # --- saving and loading
@@ -207,6 +243,15 @@ def test_saving_in_eight_bits(pipe, tiny, tmp_path):
     assert (
         saved_file(tmp_path / "c", "transformer").read_bytes() == saved_file(tmp_path / "b", "transformer").read_bytes()
     )
+
+
+def test_eight_bits_of_a_half_precise_model_load_as_float32(pipe, tmp_path):
+    pipe.to(dtype=torch.bfloat16).save_pretrained(tmp_path, weight_bits=8)
+    found = VARPipeline.from_pretrained(tmp_path)
+    for part in (found.transformer, found.tokenizer):
+        assert {t.dtype for t in part.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert torch.equal(found.transformer.head.bias, pipe.transformer.head.bias.float())
+    drawn(found)
 
 
 def test_saving_over_another_model_leaves_nothing_of_it(pipe, tiny, tmp_path):
@@ -308,11 +353,20 @@ def test_released_files(tiny, tmp_path):
     model = tiny.transformer()
     torch.save(model.state_dict(), tmp_path / "var.pth")
     torch.save(tokenizer.state_dict(), tmp_path / "vae.pth")
-    files = tmp_path / "var.pth", tmp_path / "vae.pth"
+    files, parts = (tmp_path / "var.pth", tmp_path / "vae.pth"), (model, tokenizer)
     found = VARPipeline.from_released(*files, patch_nums=tiny.SIX)
     assert_same(drawn(found), drawn(VARPipeline(tokenizer, model)))
     half = VARPipeline.from_released(*files, patch_nums=tiny.SIX, dtype=torch.bfloat16)
     assert half.transformer.head.weight.dtype == torch.bfloat16
+    for dtype, expected in ((torch.bfloat16, torch.bfloat16), (torch.float64, torch.float32)):
+        states = [{n: t.to(dtype) if t.is_floating_point() else t for n, t in m.state_dict().items()} for m in parts]
+        other = tmp_path / "other_var.pth", tmp_path / "other_vae.pth"
+        for state, file in zip(states, other, strict=True):
+            torch.save(state, file)
+        loaded = VARPipeline.from_released(*other, patch_nums=tiny.SIX)
+        assert loaded.transformer.head.weight.dtype == expected
+        assert loaded.tokenizer.quantize.embedding.weight.dtype == torch.float32
+        drawn(loaded)
     with pytest.raises(ConfigError, match="give patch_nums"):
         VARPipeline.from_released(*files)
     with pytest.raises(FormatError, match="not a VAR transformer"):
