@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparing.errors import ArgumentError, NonFiniteError, ShapeError
 from sparing.pim.adc import AdcModel
 from sparing.pim.datapath import layer_sums
+from sparing.pim.layers import padding_of
 from sparing.pim.mapping import LayerMapping, NetworkMapping
 from sparing.pim.nonideal import NetworkCells
 from sparing.pim.readout import LayerProgram, layer_program
@@ -102,7 +103,7 @@ def _forward(module: nn.Conv2d | nn.Linear, program: LayerProgram) -> Callable[[
                 raise ShapeError(
                     f"input: {layer.name}: expected {layer.in_channels} features, got {tuple(input.shape)}"
                 )
-            result = layer_sums(program, codes.int().view(-1, layer.in_channels, 1, 1)).flatten(1)
+            result = layer_sums(program, codes.int().reshape(-1, layer.in_channels, 1, 1)).flatten(1)
             result = result.to(input.dtype).view(*input.shape[:-1], layer.out_channels)
             return result if module.bias is None else result + module.bias
         expected = (layer.in_channels, *layer.in_size)
@@ -119,11 +120,11 @@ def _forward(module: nn.Conv2d | nn.Linear, program: LayerProgram) -> Callable[[
 def _check_module(module: nn.Conv2d | nn.Linear, mapping: LayerMapping) -> None:
     layer = mapping.layer
     if isinstance(module, nn.Linear):
-        found: tuple[Any, ...] = ("linear", module.in_features, module.out_features, (1, 1), (1, 1), (1, 1), 1)
+        found: tuple[Any, ...] = ("linear", module.in_features, module.out_features, *[(1, 1)] * 2, (0, 0), (1, 1), 1)
     else:
-        where = (module.kernel_size, module.stride, module.dilation, module.groups)
+        where = (module.kernel_size, module.stride, padding_of(module), module.dilation, module.groups)
         found = ("conv", module.in_channels, module.out_channels, *where)
-    sizes = (layer.kernel, layer.stride, layer.dilation, layer.groups)
+    sizes = (layer.kernel, layer.stride, layer.padding, layer.dilation, layer.groups)
     expected = (layer.kind, layer.in_channels, layer.out_channels, *sizes)
     if found != expected:
         raise ArgumentError(f"mapping: {layer.name}: expected the model's layer to be {expected}, got {found}")

@@ -21,7 +21,7 @@ from sparing.pim.shapes import LayerShape, NetworkShape, SkippedLayer
 from sparing.pim.steps import Step, pooling_or_sum
 from sparing.runs.modes import evaluating
 
-__all__ = ["LayerShape", "NetworkShape", "SkippedLayer", "trace_layers"]
+__all__ = ["LayerShape", "NetworkShape", "SkippedLayer", "padding_of", "trace_layers"]
 
 _Source = frozenset[str]
 
@@ -169,7 +169,6 @@ def _shape_of(name: str, module: nn.Conv2d | nn.Linear, x: Tensor, out: Tensor) 
     if isinstance(module, nn.Linear):
         size, one = (1, max(1, x.numel() // module.in_features)), (1, 1)
         return LayerShape(name, "linear", module.in_features, module.out_features, one, one, (0, 0), 1, size, size)
-    pad = module.padding
     return LayerShape(
         name=name,
         kind="conv",
@@ -177,7 +176,7 @@ def _shape_of(name: str, module: nn.Conv2d | nn.Linear, x: Tensor, out: Tensor) 
         out_channels=module.out_channels,
         kernel=_pair(module.kernel_size),
         stride=_pair(module.stride),
-        padding=(0, 0) if pad == "valid" else _same(module) if pad == "same" else _pair(pad),
+        padding=padding_of(module),
         groups=module.groups,
         in_size=_pair(x.shape[-2:]),
         out_size=_pair(out.shape[-2:]),
@@ -190,7 +189,12 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _same(module: nn.Conv2d) -> tuple[int, int]:
+def padding_of(module: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns before the first of a convolution's map, in numbers where the module has a word."""
+    if module.padding == "valid":
+        return 0, 0
+    if module.padding != "same":
+        return _pair(module.padding)
     (dh, dw), (kh, kw) = _pair(module.dilation), _pair(module.kernel_size)
     return dh * (kh - 1) // 2, dw * (kw - 1) // 2
 

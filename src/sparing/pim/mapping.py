@@ -230,8 +230,8 @@ def map_network(
         crossbar: the size.
 
     Raises:
-        ArgumentError: a layer that is not quantized, has no range of its inputs yet, or was quantized for other blocks;
-            a convolution that pads with anything but zeros.
+        ArgumentError: a layer that is not quantized, has no range of its inputs yet, was quantized for other blocks, or
+            is another epitome; a convolution that pads with anything but zeros.
         ShapeError: a design that does not fit the network.
     """
     design.check(network)
@@ -249,6 +249,8 @@ def map_network(
             )
         if layer.weights.grid != layer_grid(shape, own, crossbar) or layer.weights.bits != own.bits:
             raise ArgumentError(f"model: {shape.name} was quantized for another crossbar size or other bits")
+        if (None if layer.epitome is None else layer.epitome.shape) != own.epitome:
+            raise ArgumentError(f"model: {shape.name} has another epitome than the design, or one of the two has none")
         if getattr(layer.module, "padding_mode", "zeros") != "zeros":
             raise ArgumentError(f"model: {shape.name}: expected padding by zeros")
         if layer.inputs.bits != design.activation_bits:

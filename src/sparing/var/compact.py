@@ -1,8 +1,8 @@
 """Weights in a quarter of the bytes: large matrices as int8 codes with a step for each output channel, on the disk.
 
-Loading gives float32, whatever the dtype was; what is large is rounded by at most half a step. The quantizer's codes stay
-as they are: which token an image turns into hangs on their last digits. A state that was rounded once is not changed by
-being rounded again.
+Loading gives float32, whatever the dtype was; what is large is rounded by at most half a step. The quantizer's codes
+stay as they are: which token an image turns into hangs on their last digits. A state that was rounded once is not
+changed by being rounded again.
 """
 
 from collections.abc import Mapping

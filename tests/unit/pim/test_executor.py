@@ -235,6 +235,13 @@ def test_a_replaced_forward_comes_back(network):
         del model.fc.forward
 
 
+def test_a_linear_layer_takes_any_layout(network):
+    model, mapping, _ = network
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)).transpose(0, 1)
+    with executing(model, mapping, adc=IDEAL, fast=True):
+        assert torch.equal(model.fc(x), model.fc(x.contiguous()))
+
+
 def test_refusals(network, mapped):
     model, mapping, images = network
     with pytest.raises(ArgumentError, match="fast"):
@@ -247,7 +254,8 @@ def test_refusals(network, mapped):
     with pytest.raises(ArgumentError, match="blocks"):
         execute(model, mapping, images, adc=AdcModel(), cells={**cells, "stem": cells["fc"]})
     other = mapped.Net()
-    other.down = nn.Conv2d(12, 8, 3, stride=1, padding=1)
-    with pytest.raises(ArgumentError, match="down"):
-        execute(other, mapping, images, adc=AdcModel())
+    for stride, padding in ((1, 1), (2, 0), (2, "valid")):
+        other.down = nn.Conv2d(12, 8, 3, stride=stride, padding=padding)
+        with pytest.raises(ArgumentError, match="down: expected the model's layer to be"):
+            execute(other, mapping, images, adc=AdcModel())
     assert all("forward" not in vars(m) for m in (*model.modules(), *other.modules()))

@@ -9,8 +9,10 @@ torch = pytest.importorskip("torch", reason="needs sparing[vision]")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from torch import nn  # noqa: E402
 
 from sparing.errors import ArgumentError, DtypeError, FormatError, ShapeError, VersionError  # noqa: E402
+from sparing.pim.convert import convert_  # noqa: E402
 from sparing.pim.crossbar import CrossbarSize  # noqa: E402
 from sparing.pim.design import LayerDesign, NetworkDesign, dense_design, layer_grid, num_crossbars, uniform_design  # noqa: E402
 from sparing.pim.epitome import EpitomeShape, epitome_index, patches_of  # noqa: E402
@@ -154,6 +156,22 @@ def test_map_network(network):
     ]:
         with pytest.raises(ArgumentError):
             map_network(*wrong)
+
+
+@pytest.mark.parametrize("asked", [{"wrapped": True}, {"kernel": (3, 4)}])
+def test_another_epitome_of_the_same_size_is_refused(asked):
+    model = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1))
+    shapes, xbar = trace_layers(model, (6, 4, 4)), CrossbarSize(64, 8)
+
+    def design(**fields):
+        shape = EpitomeShape(out_channels=3, in_channels=3, **{"kernel": (4, 3), **fields})
+        return NetworkDesign(layers={"0": LayerDesign(bits=4, epitome=shape)}, activation_bits=5)
+
+    convert_(model, design())
+    quantize_(model, design(), crossbar=xbar, calibration=torch.randn(2, 6, 4, 4))
+    assert list(map_network(model, shapes, design(), xbar).layers) == ["0"]
+    with pytest.raises(ArgumentError, match="model: 0 has another epitome than the design"):
+        map_network(model, shapes, design(**asked), xbar)
 
 
 def random_mapping(seed=0):
