@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
@@ -60,6 +61,9 @@ def _search(arguments: argparse.Namespace) -> None:
     from sparing.pim.design import dense_design, num_crossbars
     from sparing.pim.matching import chip_cost, design_error, match_design
 
+    for file in (arguments.out, arguments.plot):
+        if file and not Path(file).parent.is_dir():
+            raise ArgumentError(f"--out, --plot: the folder {str(Path(file).parent)!r} does not exist")
     hardware, network = open_hardware(arguments), open_network(arguments)
     if arguments.evaluations < 1:
         raise ArgumentError(f"--evaluations: expected at least 1, got {arguments.evaluations}")
@@ -210,7 +214,10 @@ def _print(answer: dict[str, Any]) -> None:
         f"found {promise}: no slower (in the pipeline, in turn) and no more energy than {answer['no_worse_than']}"
     )
     exact, evolution = answer["exact"], answer["evolution"]
-    render.print_line(
-        f"search: {evolution['evaluations']:,} designs tried; least error proxy {evolution['error']:.5g}, "
-        f"{exact['gap']:.2%} above the exact optimum {exact['least_error']:.5g} within the same limits"
+    best = f"the exact optimum {exact['least_error']:.5g} within the same limits"
+    found = (
+        f"none keeps the limits; error proxy of {best}"
+        if exact["gap"] is None
+        else f"least error proxy {evolution['error']:.5g}, {exact['gap']:.2%} above {best}"
     )
+    render.print_line(f"search: {evolution['evaluations']:,} designs tried; {found}")

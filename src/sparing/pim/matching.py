@@ -18,7 +18,7 @@ from sparing.pim.hardware import Hardware
 from sparing.pim.layer_options import network_options
 from sparing.pim.layers import LayerShape, NetworkShape
 from sparing.pim.option_costs import option_costs
-from sparing.pim.search import search_designs
+from sparing.pim.search import evolve_designs
 from sparing.runs.progress import Progress
 
 __all__ = ["MatchedDesign", "chip_cost", "design_error", "match_design", "matching_tables"]
@@ -39,7 +39,8 @@ class MatchedDesign:
         keeps: no slower, in the pipeline and layer by layer, and no hungrier than the reference. Where no design that
             was found is, the one of least latency in the pipeline is given.
         error: its error proxy, see :mod:`sparing.pim.error_proxy`.
-        found_error: the least error that evolution found within the limits that add up over layers.
+        found_error: the least error that evolution found within the limits that add up over layers; None where it found
+            no design within them, and the design is the exact search's.
         bound: no design within those limits has less error, says the exact search.
         evaluations: designs that evolution tried.
     """
@@ -49,13 +50,18 @@ class MatchedDesign:
     reference: ChipCost
     keeps: bool
     error: float
-    found_error: float
+    found_error: float | None
     bound: float
     evaluations: int
 
     @property
-    def gap(self) -> float:
-        """How far evolution is from the exact optimum, as a share of it; at most, where the solver ran out of time."""
+    def gap(self) -> float | None:
+        """How far evolution is from the exact optimum, as a share of it; at most, where the solver ran out of time.
+
+        None where evolution found nothing.
+        """
+        if self.found_error is None:
+            return None
         return self.found_error / self.bound - 1 if self.bound else 0.0
 
 
@@ -114,6 +120,8 @@ def match_design(
 ) -> MatchedDesign:
     """Finds the design of least error that keeps a budget of crossbars and is no worse than a reference.
 
+    Designs are evolution's; the exact search's is asked last, where none of them is as good as the reference.
+
     Args:
         network: the layers.
         hardware: the chip.
@@ -141,15 +149,12 @@ def match_design(
     # Fewer tiles lie nearer to each other: where the whole budget is too slow in the pipeline, a part may not be.
     for share in _SHARES:
         within = {**limits, "crossbars": int(share * max_crossbars)}
-        front = search_designs(
-            slim,
-            objectives=("error", "serial_s"),
-            limits=within,
-            seed=seed,
-            evaluations=evaluations,
-            progress=progress,
+        front, _ = evolve_designs(
+            slim, ("error", "serial_s"), within, {}, seed=seed, evaluations=evaluations, progress=progress
         )
         done += front.evaluations
+        if not front.designs:  # nor is there one in a smaller part
+            break
         least = front.designs[0].costs["error"] if least is None else least
         # The front rises in error: the first that keeps its promise has the least.
         for found in front.designs[:: max(1, len(front.designs) // _MOST_EVALUATED)]:
@@ -157,8 +162,11 @@ def match_design(
             tried.append((found.design, cost, found.costs["error"]))
             if _keeps(cost, aim):
                 return MatchedDesign(*tried[-1][:2], aim, True, tried[-1][2], least, exact.bound, done)
-    design, cost, error = min(tried, key=lambda one: one[1].latency_s)
-    return MatchedDesign(design, cost, aim, False, error, least or 0.0, exact.bound, done)
+    last = exact.found.design
+    tried.append((last, chip_cost(network, last, hardware), exact.objective))
+    keeps = _keeps(tried[-1][1], aim)
+    design, cost, error = tried[-1] if keeps else min(tried, key=lambda one: one[1].latency_s)
+    return MatchedDesign(design, cost, aim, keeps, error, least, exact.bound, done)
 
 
 def _keeps(cost: ChipCost, aim: ChipCost) -> bool:

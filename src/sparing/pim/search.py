@@ -24,6 +24,7 @@ __all__ = [
     "DesignFront",
     "FoundDesign",
     "check_limits",
+    "evolve_designs",
     "found_designs",
     "search_designs",
 ]
@@ -126,6 +127,42 @@ def search_designs(
         raise ArgumentError("objectives: expected at least one, got none")
     bounds, given = dict(limits or {}), dict(functions or {})
     check_limits(tables, bounds, given)
+    front, missed = evolve_designs(
+        tables,
+        objectives,
+        bounds,
+        given,
+        seed=seed,
+        evaluations=evaluations,
+        config=config,
+        start=start,
+        progress=progress,
+    )
+    if not front.designs:
+        raise ArgumentError(
+            f"limits: none of {front.evaluations} designs keeps {bounds}; the nearest one exceeds them by "
+            f"{missed:.2%} of a limit; raise them, or try more designs"
+        )
+    return front
+
+
+def evolve_designs(
+    tables: DesignTables,
+    objectives: Sequence[str],
+    bounds: Mapping[str, float],
+    given: Mapping[str, CostFunction],
+    *,
+    seed: int,
+    evaluations: int,
+    config: EvolutionConfig | None = None,
+    start: Sequence[NetworkDesign] = (),
+    progress: Progress | None = None,
+) -> tuple[DesignFront, float]:
+    """As :func:`search_designs`, with an empty front where no design was found within the limits.
+
+    Returns:
+        The front, and by what share of a limit the nearest design misses them, 0 where one keeps them.
+    """
     names = [*dict.fromkeys([*objectives, *bounds])]
     evaluate = _evaluator(tables, names, given)
     columns = [names.index(name) for name in objectives]
@@ -145,12 +182,8 @@ def search_designs(
         start=[tables.choices_of(design) for design in start],
         progress=progress,
     )
-    if not len(front.vectors):
-        raise ArgumentError(
-            f"limits: none of {front.evaluations} designs keeps {bounds}; the nearest one exceeds them by "
-            f"{front.least_violation:.2%} of a limit; raise them, or try more designs"
-        )
-    return DesignFront(tuple(objectives), found_designs(tables, front.vectors, given), front.evaluations)
+    found = DesignFront(tuple(objectives), found_designs(tables, front.vectors, given), front.evaluations)
+    return found, front.least_violation
 
 
 def check_limits(tables: DesignTables, limits: Mapping[str, float], functions: Mapping[str, CostFunction]) -> None:

@@ -72,6 +72,8 @@ def test_a_table_for_people(search, tmp_path):
         (["resnet18", "--bits", "1"], "bits"),
         (["resnet18", "--evaluations", "0"], "--evaluations: expected at least 1"),
         (["resnet19"], "network: expected one of"),
+        (["resnet18", "--out", "missing/d.json"], "--out, --plot: the folder 'missing' does not exist"),
+        (["resnet18", "--plot", "missing/d.png"], "--out, --plot: the folder 'missing' does not exist"),
         (["resnet18", "--preset", "abacus"], "abacus"),
         (["resnet18", "--activation-bits", "17"], "activation_bits"),
     ],
@@ -86,3 +88,11 @@ def test_one_seed_one_design(search):
         for seed in ("5", "5")
     ]
     assert runs[0] == runs[1]
+
+
+def test_where_evolution_finds_nothing(search):
+    found = search("resnet18", "--max-crossbars", "150", "--evaluations", "1", "--json")
+    assert found["evolution"]["error"] is found["exact"]["gap"] is None
+    assert found["designs"]["found"]["num_crossbars"] <= 150
+    text = search("resnet18", "--max-crossbars", "150", "--evaluations", "1")
+    assert "1 designs tried; none keeps the limits; error proxy of the exact optimum" in text
