@@ -10,7 +10,9 @@ from sparing.errors import ArgumentError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["add_command", "integers", "numbers", "open_device", "resumable"]
+__all__ = ["add_command", "integers", "numbers", "open_device", "resumable", "seed"]
+
+_LARGEST_SEED = 2**64 - 1  # of PyTorch's generators
 
 
 def add_command(
@@ -37,6 +39,13 @@ def numbers(text: str) -> tuple[float, ...]:
         return () if text == "none" else tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers such as 0.95,0.9, or none, got {text!r}") from None
+
+
+def seed(text: str) -> int:
+    """Parses a seed."""
+    if not text.isdecimal() or int(text) > _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {_LARGEST_SEED}, got {text!r}")
+    return int(text)
 
 
 def open_device(name: str) -> "torch.device":

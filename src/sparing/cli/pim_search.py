@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
-from sparing.cli.options import add_command, integers
+from sparing.cli.options import add_command, integers, seed
 from sparing.cli.pim_options import chip_options, network_options, open_hardware, open_network
 from sparing.errors import ArgumentError
 
@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--evaluations", type=int, default=300_000, metavar="N", help="designs to try (default: 300000)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of the search (default: 0)")
     parser.add_argument("--out", metavar="DESIGN.json", help="save the design")
     parser.add_argument("--plot", metavar="FILE.png", help="draw crossbars against error, with what was found")
 

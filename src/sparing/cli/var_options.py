@@ -4,7 +4,7 @@ import argparse
 import copy
 from typing import TYPE_CHECKING
 
-from sparing.cli.options import open_device
+from sparing.cli.options import open_device, seed
 from sparing.errors import ArgumentError
 from sparing.runs.progress import Progress
 
@@ -38,7 +38,7 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=1.5, metavar="X", help="strength of guidance (default: 1.5)")
     parser.add_argument("--top-k", type=int, default=900, metavar="N", help="most likely codes; 0: all (default: 900)")
     parser.add_argument("--top-p", type=float, default=0.96, metavar="P", help="share of the codes (default: 0.96)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of the draw (default: 0)")
     parser.add_argument("--no-plan", action="store_true", help="without the plan that was saved with the model")
 
 

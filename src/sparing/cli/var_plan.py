@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render, var_render
 from sparing.cli.images import load_data
-from sparing.cli.options import add_command, numbers
+from sparing.cli.options import add_command, numbers, seed
 from sparing.cli.var_front import check_front, write_front
 from sparing.cli.var_options import open_pipeline, picked, run_options, set_precision_, tokens_of
 from sparing.errors import ArgumentError
@@ -53,7 +53,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--maps", choices=("union", "average"), default="average", help="of the images' attention")
     parser.add_argument("--guidance", type=float, default=1.5, metavar="X", help="strength of guidance (default: 1.5)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of drawing and of picking (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of drawing and of picking (default: 0)")
     parser.add_argument(
         "--int8", action="store_true", help="linear layers, cache and decoder in 8 bits, with integer products"
     )

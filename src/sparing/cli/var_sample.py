@@ -31,8 +31,6 @@ def add_commands(commands: Any) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     if arguments.num < 1 or arguments.batch_size < 1:
         raise ArgumentError(f"--num, --batch-size: expected 1 or more, got {arguments.num}, {arguments.batch_size}")
-    if arguments.seed < 0:
-        raise ArgumentError(f"--seed: expected 0 or more, got {arguments.seed}")
     out = Path(arguments.out)
     if not out.parent.is_dir():
         raise ArgumentError(f"--out: the folder {str(out.parent)!r} does not exist")

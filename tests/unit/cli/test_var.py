@@ -411,7 +411,6 @@ def test_eval(capsys, pipeline, images, classifier):
         (["sample", "{pipe}", "--out", "{tmp}/x.png", "--classes", "red,zebra"], "got 'zebra'"),
         (["sample", "{pipe}", "--out", "{tmp}/x.png", "--classes", "3"], "0 to 2"),
         (["sample", "{pipe}", "--out", "{tmp}/x.png", "--num", "0"], "--num"),
-        (["sample", "{pipe}", "--out", "{tmp}/x.png", "--seed", "-1"], "--seed"),
         (["sample", "{pipe}", "--out", "{tmp}/x.png", "--top-p", "2"], "top_p"),
         (["sample", "{pipe}", "--out", "{tmp}/x.png", "--guidance=-1"], "guidance_scale"),
         (["calibrate", "{pipe}", "--out", "{tmp}/no/plan.json"], "does not exist"),
@@ -464,6 +463,9 @@ def test_cifar10_is_known_by_its_files(capsys, monkeypatch, tmp_path):
         ["sample", "x"],
         ["train-tokenizer", "x", "--out", "y", "--patch-nums", "a"],
         ["calibrate", "x", "--out", "y", "--taus", "half"],
+        ["calibrate", "x", "--out", "y", "--seed", "-1"],
+        ["eval", "x", "--data", "y", "--classifier", "z", "--seed", "0.5"],
+        ["sample", "x", "--out", "y", "--seed", "99999999999999999999999"],
         ["calibrate", "x", "--out", "y", "--max-divergence", "1", "--min-removed", "0.5"],
     ],
 )
