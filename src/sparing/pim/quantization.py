@@ -56,8 +56,8 @@ def quantize_(
             :class:`~sparing.pim.block_quantizer.BlockQuantizer`.
         inputs: quantize inputs too, to ``design.activation_bits``.
         input_percentile: see :class:`~sparing.pim.input_quantizer.InputQuantizer`.
-        calibration: a batch for the model, or batches, from which inputs get their ranges; None: from the first steps
-            of training.
+        calibration: a batch for the model, or batches, from which inputs get their ranges, those quantized before too;
+            None: from the first steps of training.
 
     Returns:
         The quantized layers, in the order of the design.
