@@ -112,14 +112,16 @@ class FaultTolerantStep:
 
 
 class WeightClippingStep:
-    """Keeps weights of all sites within ± a limit, then takes another step: what RandBET does.
+    """Keeps weights of all sites within ± a limit, around another step: what RandBET does.
 
     A small range makes each upset small. With ``FaultTolerantStep(BitFlip(p=…, where="weights"))`` inside, this is
-    random-bit-error training.
+    random-bit-error training. A loop of one's own calls :meth:`after_update_` behind ``optimizer.step()``, as
+    ``train_classifier_`` does: a weight that the last update left a hair beyond a power of two doubles the step of its
+    number format.
 
     Args:
         limit: the largest weight allowed, above 0.
-        step: what to do then; None: the gradients of the loss.
+        step: what gives the gradients; None: the loss.
 
     Raises:
         ArgumentError: a limit that is not above 0.
@@ -139,13 +141,17 @@ class WeightClippingStep:
         }
 
     def __call__(self, loss_of: Callable[[], Tensor], model: nn.Module, step: int) -> Tensor:
-        """Clips, then adds up gradients; see :meth:`FaultTolerantStep.__call__`."""
+        """Clips what the model begins with, then adds up gradients; see :meth:`FaultTolerantStep.__call__`."""
         clip_weights_(model, self.limit)
         if self.step is not None:
             return self.step(loss_of, model, step)
         loss = loss_of()
         loss.backward()
         return loss.detach()
+
+    def after_update_(self, model: nn.Module) -> None:
+        """Clips what an update of the weights has left."""
+        clip_weights_(model, self.limit)
 
 
 @torch.no_grad()

@@ -192,6 +192,9 @@ class _Training:
         else:
             loss = self.rule(loss_of, self.model, self.step)
         self.optimizer.step()
+        after_update_ = getattr(self.rule, "after_update_", None)
+        if after_update_ is not None:
+            after_update_(self.model)
         return loss.detach()
 
     def _collect(self, pending: list[Tensor]) -> None:

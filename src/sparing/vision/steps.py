@@ -17,6 +17,9 @@ class TrainingStep(Protocol):
     """Computes the gradients of a step; given to :func:`~sparing.vision.train_classifier_`.
 
     What it draws by chance must follow from the step's number alone, so that an interrupted training goes on alike.
+
+    A step that also has a method ``after_update_(model)`` has it called behind each of the optimizer's steps, for
+    example to bring weights back within bounds.
     """
 
     def describe(self) -> dict[str, Any]:

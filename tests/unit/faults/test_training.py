@@ -121,6 +121,25 @@ def test_weight_clipping():
     assert model[0].weight.grad is not None
 
 
+def test_no_weight_beyond_the_limit_is_returned(tmp_path):
+    def trained(folder=None, **options):
+        model, step = fixed(), WeightClippingStep(0.125, step=FaultTolerantStep(BitFlip(p=1e-3)))
+        train_classifier_(model, dataset(), config=CONFIG, step=step, checkpoint_folder=folder, **options)
+        return model
+
+    def stop(_, done, __):
+        if done == 7:
+            raise StopError
+
+    model = trained()
+    largest = [parameter.detach().abs().max().item() for parameter in model.parameters() if parameter.ndim > 1]
+    assert max(largest) == 0.125
+    with pytest.raises(StopError):
+        trained(tmp_path, progress=stop)
+    for name, tensor in trained(tmp_path).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
 def test_errors():
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ArgumentError, match="share"):
