@@ -71,6 +71,7 @@ def inject(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     example: Tensor | None = None,
+    hold_ranges: bool = True,
 ) -> Iterator[Injection]:
     """Makes a network faulty inside a ``with`` block, and bit for bit what it was behind it, also after an exception.
 
@@ -79,7 +80,7 @@ def inject(
     the inner one meets what the outer one left (weights that are drawn at each forward pass have to be innermost).
 
     In training the gradients are those at the faulty weights, and pass through faulty features as if they were not;
-    the running maxima of a fixed-point model's features stay what they are. The backward pass belongs into the block
+    the running maxima of a fixed-point model's features stay what they are, unless told otherwise. The backward pass belongs into the block
     (PyTorch refuses it outside, since weights have changed since), the optimizer's step outside; inside, the model must
     not be moved, loaded or converted. A compiled model (``torch.compile``) is refused: hooks added later would be
     skipped silently.
@@ -98,6 +99,8 @@ def inject(
         exclude: the same, left out.
         example: images n × c × h × w, one forward pass of which says where and in which range features are; needed
             for faults of features unless it is a fixed-point model (or they are in a map).
+        hold_ranges: leave the running maxima of a fixed-point model's features. False: in training mode they follow
+            what a layer gives before its own features are hit, for training that never sees the network without faults.
 
     Yields:
         What is hit, as it is counted.
@@ -132,7 +135,7 @@ def inject(
                 undo.callback(stored[name].hit_(hits, job.fault))
 
     with ExitStack() as undo:
-        for _, held in fixed_point_features(model):
+        for _, held in fixed_point_features(model) if hold_ranges else ():
             held.held += 1
             undo.callback(_release, held)
         hooks = [_FeatureHook(parts, injection) for parts in features.values()]

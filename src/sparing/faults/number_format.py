@@ -89,7 +89,8 @@ class FixedPointFeatures(nn.Module):
     """Rounds features to the format, in place: a submodule ``fixed_point`` of the module behind which they are.
 
     In training the range is that of the batch, and the peak follows: the largest |x| of the batches so far, 1 % less
-    at each. In evaluation the range is that of the peak. While faults are injected the peak stays.
+    at each. In evaluation the range is that of the peak. While faults are injected the peak stays, unless
+    :func:`~sparing.faults.inject` was told otherwise.
 
     State dict: ``peak`` and ``step``, float32 numbers.
 
@@ -100,7 +101,7 @@ class FixedPointFeatures(nn.Module):
     Attributes:
         layer, feature_shape: as given.
         latest: the step of the latest call.
-        held: contexts of faults that are open.
+        held: contexts of faults that are open and hold the peak.
         seen: while ranges are calibrated, max|x| of each batch; else None.
     """
 

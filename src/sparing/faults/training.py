@@ -43,7 +43,8 @@ class FaultTolerantStep:
 
     Args:
         fault: what to draw at each step; weights once a step, features at its forward pass.
-        share: α_l, the part of the loss under faults, 0 to 1. At 1 there is no pass without faults.
+        share: α_l, the part of the loss under faults, 0 to 1. At 1 there is no pass without faults, and a fixed-point
+            model's ranges follow the features under faults, each layer's before they are hit themselves.
         seed: 0 or more; step k takes draw k.
         include: names or patterns of sites, as of :func:`~sparing.faults.inject`.
         exclude: the same, left out.
@@ -102,7 +103,15 @@ class FaultTolerantStep:
             total = loss.detach()
         if self.share > 0:
             # The backward pass too: it multiplies by the weights as the forward pass saw them.
-            with inject(model, self.fault, seed=self.seed, draw=step, include=self.include, exclude=self.exclude):
+            with inject(
+                model,
+                self.fault,
+                seed=self.seed,
+                draw=step,
+                include=self.include,
+                exclude=self.exclude,
+                hold_ranges=total is not None,
+            ):
                 loss = self.share * loss_of()
                 loss.backward()
             total = loss.detach() if total is None else total + loss.detach()

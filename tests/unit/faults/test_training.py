@@ -140,6 +140,21 @@ def test_no_weight_beyond_the_limit_is_returned(tmp_path):
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("fault", [BitFlip(p=1e-3), BitBias(p_m=1e-3)])
+def test_ranges_follow_a_training_that_never_is_without_faults(fault):
+    model = network().train()
+    fixed_point_(model, batch()[0])
+    with torch.no_grad():
+        model[1].weight *= 8
+    before = model[1].fixed_point.exponent
+    FaultTolerantStep(fault, share=1.0)(loss_of(model), model, 0)
+    assert model[1].fixed_point.exponent == before + 3
+    peak = model[1].fixed_point.peak.clone()
+    with inject(model, fault):
+        model(batch()[0] * 100)
+    assert torch.equal(model[1].fixed_point.peak, peak)
+
+
 def test_errors():
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ArgumentError, match="share"):
