@@ -8,7 +8,7 @@ from sparing.errors import FormatError
 from sparing.faults.campaign_records import DrawRecord
 from sparing.faults.campaign_result import CampaignConfig, PointResult
 from sparing.faults.models import FaultModel
-from sparing.faults.statistics import enough_draws, mean_interval
+from sparing.faults.statistics import enough_draws, share_interval
 from sparing.runs.progress import Progress
 
 __all__ = ["DrawCounts", "FaultPoint"]
@@ -127,6 +127,6 @@ class DrawCounts:
             return config.max_draws
         if len(values) < 2:
             return config.min_draws
-        now = mean_interval(values, confidence=config.confidence).half_width
+        now = share_interval(values, confidence=config.confidence).half_width
         wanted = math.ceil(len(values) * min((now / config.half_width) ** 2, config.max_draws))
         return min(max(wanted, config.min_draws, len(values) + 1), config.max_draws)

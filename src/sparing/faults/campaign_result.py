@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sparing.errors import ArgumentError, FormatError
-from sparing.faults.statistics import Interval, PairedDifference, mean_interval, paired_difference, share_interval
+from sparing.faults.statistics import Interval, PairedDifference, paired_difference, share_interval
 from sparing.runs.documents import Document, Settings, differences, parse_document
 
 __all__ = ["CampaignConfig", "CampaignResult", "PointResult", "compare", "load_campaign_result"]
@@ -28,8 +28,8 @@ class CampaignConfig(Settings):
     Attributes:
         min_draws: draws before which nothing stops, 2 or more. Rare but heavy faults need many to be seen at all.
         max_draws: draws after which everything stops.
-        half_width: stop once the interval of the mean accuracy reaches at most this far to either side, as a share
-            (0.01 is one point); None: always `max_draws`.
+        half_width: stop once half the width of the mean accuracy's interval is at most this, as a share (0.01 is one
+            point); None: always `max_draws`. Draws that are all equal need some 1.8 / `half_width` of them at 95 %.
         confidence: of all intervals, between 0 and 1.
         seed: draw d takes the same generators for every rate and every network, from (seed, d); 0 or more.
         transient: as in :func:`~sparing.faults.inject`: None for weights drawn once a draw and features anew for each
@@ -62,7 +62,8 @@ class PointResult(Settings):
         num_draws: draws measured; 0 where there are no faults at that rate and the network's own accuracy stands.
         mean: of the accuracies, 0 to 1.
         sd: of the accuracies from draw to draw.
-        low: lower end of the mean's interval (Student's t over draws), 0 or more.
+        low: lower end of the mean's interval over draws, 0 or more: Student's t, or where most draws are equal, one
+            that allows for what no draw has met.
         high: its upper end, 1 or less.
         quantile_05: accuracy that 5 % of the draws fall below (interpolated).
         sdc: share of images whose prediction changes against the network without faults (silent data corruption),
@@ -113,18 +114,15 @@ class PointResult(Settings):
         """
         right, changed, hits = (np.array(column, np.float64) for column in zip(*counts, strict=True))
         accuracies, sdc = right / num_images, changed / num_images
-        around, corrupted = (
-            mean_interval(accuracies, confidence=confidence),
-            share_interval(sdc, confidence=confidence),
-        )
+        around, corrupted = (share_interval(shares, confidence=confidence) for shares in (accuracies, sdc))
         return cls(
             label=label,
             rate=rate,
             num_draws=len(counts),
             mean=float(accuracies.mean()),
             sd=float(accuracies.std(ddof=1)),
-            low=max(around.low, 0.0),
-            high=min(around.high, 1.0),
+            low=around.low,
+            high=around.high,
             quantile_05=float(np.quantile(accuracies, 0.05)),
             sdc=float(sdc.mean()),
             sdc_low=corrupted.low,
