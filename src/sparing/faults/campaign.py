@@ -16,6 +16,7 @@ from sparing.faults.campaign_counts import FaultPoint
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult
 from sparing.faults.campaign_runs import Batches, run_points
 from sparing.faults.models import FaultModel, FaultSum
+from sparing.faults.sites import name_patterns
 from sparing.runs.progress import Progress
 
 __all__ = ["sweep"]
@@ -50,8 +51,8 @@ def sweep(
         model: maps a batch of images to logits `n × classes`. Where faults are of 8-bit numbers, make it fixed-point
             first (:func:`fixed_point_`). Its weights are changed during each draw and restored bit for bit; it stays
             on its device and in its mode, and is measured in evaluation mode.
-        batches: images as the model takes them, and their classes. Faults of features are drawn batch by batch: other
-            batches are other faults.
+        batches: images as the model takes them, and their classes of 0 or more: a list, or a DataLoader, which is read
+            once and kept in memory. Faults of features are drawn batch by batch: other batches are other faults.
         fault: the model of faults; its own rate is replaced by `rates`.
         rates: one or more, different, each 0 or more and within what the model of faults takes. 0 is measured once,
             without draws.
@@ -87,8 +88,8 @@ def sweep(
             label=f"{rate:.12g}",
             rate=rate,
             fault=fault.with_rate(rate) if rate or isinstance(fault, FaultSum) else None,
-            include=_tuple(include),
-            exclude=_tuple(exclude),
+            include=name_patterns(include, "include"),
+            exclude=name_patterns(exclude, "exclude"),
         )
         for rate in _checked(rates)
     ]
@@ -124,7 +125,3 @@ def _checked(rates: Sequence[float]) -> list[float]:
     if len({f"{rate:.12g}" for rate in values}) < len(values):
         raise ArgumentError(f"rates: expected different ones, got {values}")
     return values
-
-
-def _tuple(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)

@@ -160,6 +160,8 @@ class CampaignResult(Document):
         kind: what the points are: rates, sites or bits.
         fault: the fault model as its JSON, without a rate in a sweep.
         config: how much was drawn.
+        include: names or patterns of the sites that were hit; None: all, or the points are sites.
+        exclude: those left out.
         identity: of the model (class, layout and weights) and the data, as the folder's fingerprint has them.
         num_images: that each draw was measured on.
         clean_accuracy: without faults, of the model as it was given.
@@ -171,6 +173,8 @@ class CampaignResult(Document):
     kind: Literal["rates", "sites", "bits"]
     fault: dict[str, Any]
     config: CampaignConfig
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
     identity: dict[str, Any]
     num_images: Annotated[int, Field(ge=1)]
     clean_accuracy: _Share
@@ -209,13 +213,13 @@ def compare(first: CampaignResult, second: CampaignResult) -> tuple[PairedDiffer
 
     Args:
         first: of a sweep.
-        second: of the same sweep with another network: same faults, seed, confidence and images.
+        second: of the same sweep with another network: same faults, sites, seed, confidence and images.
 
     Returns:
         One difference for each rate that both have, in the first's order.
 
     Raises:
-        ArgumentError: not two sweeps of the same faults, seed, confidence and images, or no common rate.
+        ArgumentError: not two sweeps of the same faults, sites, seed, confidence and images, or no common rate.
     """
     if (first.kind, second.kind) != ("rates", "rates"):
         raise ArgumentError(f"first, second: expected two sweeps over rates, got {first.kind} and {second.kind}")
@@ -232,7 +236,8 @@ def compare(first: CampaignResult, second: CampaignResult) -> tuple[PairedDiffer
 
 def _paired_by(result: CampaignResult) -> dict[str, Any]:
     settings = result.config.model_dump(include={"seed", "confidence", "transient"})
-    return {"fault": result.fault, "config": settings, "data": result.identity.get("data", {})}
+    sites = {"include": result.include, "exclude": result.exclude}
+    return {"fault": result.fault, "config": settings, "data": result.identity.get("data", {}), **sites}
 
 
 def _difference(a: PointResult, b: PointResult, confidence: float) -> PairedDifference:

@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -29,10 +30,13 @@ from sparing.runs.executors import Shared, WorkExecutor, open_executor
 from sparing.runs.modes import evaluating
 from sparing.runs.progress import Progress
 
-__all__ = ["Batches", "check_batches", "example_images", "run_points"]
+__all__ = ["Batches", "as_batches", "example_images", "run_points"]
 
-Batches = Sequence[tuple[Tensor, Tensor]]
-"""Images as the network takes them, first axis images, and their classes (integers), batch by batch."""
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Images as the network takes them, first axis images, and their classes (integers), batch by batch: a list, or what
+gives them, such as a DataLoader. It is read once, and what it gave is kept for all draws."""
+
+_Batches = Sequence[tuple[Tensor, Tensor]]
 
 _EXAMPLES = 32
 _AHEAD = 2  # draws a worker, in work and waiting
@@ -42,7 +46,7 @@ class _Work:
     """What every draw needs; in another process, a copy of it."""
 
     def __init__(
-        self, model: nn.Module, batches: Batches, points: Sequence[FaultPoint], config: CampaignConfig, clean: Tensor
+        self, model: nn.Module, batches: _Batches, points: Sequence[FaultPoint], config: CampaignConfig, clean: Tensor
     ) -> None:
         self.model, self.batches, self.points, self.config, self.clean = model, batches, points, config, clean
 
@@ -108,18 +112,19 @@ def run_points(
         parallel: where they are.
         progress: called with draws done.
     """
-    check_batches(batches)
+    batches = as_batches(batches)
     _try_out(model, batches, points, config)
     identity = {"model": _model_identity(model), "data": _data_identity(batches)}
+    # Points that are sites say so themselves.
+    include, exclude = (None, None) if kind == "sites" else (points[0].include, points[0].exclude)
     campaign = {
         "kind": kind,
         "fault": fault,
         "points": [point.label for point in points],
         "rates": [point.rate for point in points],
-        "sites": {"include": _listed(points[0].include), "exclude": _listed(points[0].exclude)}
-        if kind != "sites"
-        else {},
+        "sites": {} if kind == "sites" else {"include": _listed(include), "exclude": _listed(exclude)},
         "config": config.model_dump(mode="json"),
+        "modules": _modules(model),
         **identity,
     }
     with contextlib.ExitStack() as stack, evaluating(model):
@@ -138,6 +143,8 @@ def run_points(
             kind=kind,
             fault=fault,
             config=config,
+            include=include,
+            exclude=exclude,
             identity=identity,
             num_images=len(labels),
             clean_accuracy=accuracy,
@@ -148,7 +155,7 @@ def run_points(
     return result
 
 
-def _try_out(model: nn.Module, batches: Batches, points: Sequence[FaultPoint], config: CampaignConfig) -> None:
+def _try_out(model: nn.Module, batches: _Batches, points: Sequence[FaultPoint], config: CampaignConfig) -> None:
     """Meets errors in the arguments before a folder is tied to them."""
     images, labels = batches[0]
     with evaluating(model):
@@ -186,7 +193,7 @@ def _draw_all(executor: WorkExecutor, counts: DrawCounts, files: CampaignFolder 
         counts.add(number, record)
 
 
-def _clean_predictions(model: nn.Module, batches: Batches, files: CampaignFolder | None) -> Tensor:
+def _clean_predictions(model: nn.Module, batches: _Batches, files: CampaignFolder | None) -> Tensor:
     kept = files.clean_predictions() if files else None
     if kept is not None:
         return torch.from_numpy(kept)
@@ -196,7 +203,7 @@ def _clean_predictions(model: nn.Module, batches: Batches, files: CampaignFolder
     return found
 
 
-def _predictions(model: nn.Module, batches: Batches) -> Tensor:
+def _predictions(model: nn.Module, batches: _Batches) -> Tensor:
     """The class of each image, int64 on the CPU; −1 where a logit is not a finite number."""
     found = []
     device = _device(model)
@@ -210,7 +217,7 @@ def _predictions(model: nn.Module, batches: Batches) -> Tensor:
     return torch.cat(found)
 
 
-def example_images(model: nn.Module, batches: Batches) -> Tensor:
+def example_images(model: nn.Module, batches: _Batches) -> Tensor:
     """A few images on the model's device: they show where features are, and of a float model in which range."""
     return batches[0][0][:_EXAMPLES].to(_device(model))
 
@@ -220,35 +227,49 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def check_batches(batches: Batches) -> None:
-    """Refuses what is not batches of images and classes.
+def as_batches(batches: Batches) -> list[tuple[Tensor, Tensor]]:
+    """Reads batches, and refuses what is not images and classes.
 
     Raises:
         ArgumentError, DtypeError, ShapeError: as it says.
     """
-    if not len(batches):
+    given: object = batches
+    if not isinstance(given, Iterable):
+        raise DtypeError(f"batches: expected batches of images and classes, got {type(given).__name__}")
+    found = [_as_batch(number, batch) for number, batch in enumerate(given)]
+    if not found:
         raise ArgumentError("batches: expected one or more, got none")
-    for number, (images, labels) in enumerate(batches):
-        given: tuple[object, object] = (images, labels)
-        if not all(isinstance(one, Tensor) for one in given):
-            raise DtypeError(
-                f"batches[{number}]: expected two tensors, got {' and '.join(type(o).__name__ for o in given)}"
-            )
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise DtypeError(f"batches[{number}]: expected classes as integers, got {labels.dtype}")
-        if images.ndim < 2 or labels.shape != (len(images),) or not len(images):
-            raise ShapeError(
-                f"batches[{number}]: expected images and as many classes, one or more, got shapes "
-                f"{tuple(images.shape)} and {tuple(labels.shape)}"
-            )
+    return found
+
+
+def _as_batch(number: int, batch: Any) -> tuple[Tensor, Tensor]:
+    parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        raise DtypeError(
+            f"batches[{number}]: expected two tensors, got {' and '.join(type(part).__name__ for part in parts)}"
+        )
+    images, labels = parts
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DtypeError(f"batches[{number}]: expected classes as integers, got {labels.dtype}")
+    if images.ndim < 2 or labels.shape != (len(images),) or not len(images):
+        raise ShapeError(
+            f"batches[{number}]: expected images and as many classes, one or more, got shapes "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    if bool((labels < 0).any()):
+        raise ArgumentError(f"batches[{number}]: expected classes of 0 or more, got {int(labels.min())}")
+    return images, labels
 
 
 def _model_identity(model: nn.Module) -> dict[str, Any]:
     """Class, layout and checksum of a model's weights and buffers."""
     weights, layout = hashlib.sha256(), hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        layout.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        weights.update(_bytes_of(tensor))
+        if isinstance(tensor, Tensor):
+            layout.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            weights.update(_bytes_of(tensor))
+        else:  # what a module's get_extra_state gives
+            weights.update(_text(tensor).encode())
     return {
         "class": type(model).__name__,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -257,7 +278,19 @@ def _model_identity(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _data_identity(batches: Batches) -> dict[str, Any]:
+def _modules(model: nn.Module) -> dict[str, str]:
+    """What each module is: other activations than before have the same weights."""
+    return {
+        name or "model": f"{module._get_name()}({_text(module.extra_repr())})" for name, module in model.named_modules()
+    }
+
+
+def _text(value: object) -> str:
+    """The same text in each process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
+def _data_identity(batches: _Batches) -> dict[str, Any]:
     images, labels = hashlib.sha256(), hashlib.sha256()
     for x, y in batches:
         images.update(_bytes_of(x))

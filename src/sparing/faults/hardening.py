@@ -40,6 +40,10 @@ class RangeClip(nn.Module):
         self.register_buffer("low", torch.tensor(torch.inf, device=device))
         self.register_buffer("high", torch.tensor(-torch.inf, device=device))
 
+    def extra_repr(self) -> str:
+        """What a feature beyond becomes."""
+        return f"beyond={self.beyond!r}"
+
     def forward(self, features: Tensor) -> Tensor:
         """Maps features to features within the bounds, in their shape and dtype; NaN becomes 0."""
         if self.watching:
@@ -60,7 +64,7 @@ def clip_ranges_(
     beyond: Literal["bound", "zero"] = "bound",
     quantile: float = 1.0,
 ) -> None:
-    """Bounds the features of all convolutions by what they are on images without faults.
+    """Bounds the features of all convolutions that run by what they are on images without faults.
 
     Faults of :func:`~sparing.faults.inject` hit first, then features are clipped.
 
@@ -72,7 +76,7 @@ def clip_ranges_(
 
     Raises:
         ArgumentError: a quantile out of range, an unknown `beyond`, no images, clipped already, a compiled model, or no
-            convolutions.
+            convolution that runs.
         DtypeError, NonFiniteError, ShapeError: images that are no batch, or NaN or infinity in them or in features.
 
     Example:
@@ -91,9 +95,9 @@ def clip_ranges_(
     for batch in batches:
         check_images(batch, "images")
     sites = fault_sites(model, batches[0])
-    places = [site.output for site in sites if site.is_convolution]
+    places = [site.output for site in sites if site.feature_shape is not None]
     if not places:
-        raise ArgumentError("model: expected at least one convolution, got none")
+        raise ArgumentError("model: expected at least one convolution that runs, got none")
     device = batches[0].device
     try:
         clips = []

@@ -80,10 +80,10 @@ def inject(
     the inner one meets what the outer one left (weights that are drawn at each forward pass have to be innermost).
 
     In training the gradients are those at the faulty weights, and pass through faulty features as if they were not;
-    the running maxima of a fixed-point model's features stay what they are, unless told otherwise. The backward pass belongs into the block
-    (PyTorch refuses it outside, since weights have changed since), the optimizer's step outside; inside, the model must
-    not be moved, loaded or converted. A compiled model (``torch.compile``) is refused: hooks added later would be
-    skipped silently.
+    the running maxima of a fixed-point model's features stay what they are, unless told otherwise. The backward pass
+    belongs into the block (PyTorch refuses it outside, since weights have changed since), the optimizer's step outside;
+    inside, the model must not be moved, loaded or converted. A compiled model (``torch.compile``) is refused: hooks
+    added later would be skipped silently.
 
     Which numbers are hit follows from the seed, the draw, the layer's name, the fault's place in the sum, and, for
     what is drawn anew, how often the layer was called in the block; from nothing else.

@@ -24,6 +24,7 @@ __all__ = [
     "check_model",
     "fault_sites",
     "fixed_point_features",
+    "name_patterns",
     "select_sites",
     "stored_weight",
 ]
@@ -124,6 +125,17 @@ def stored_weight(layer: nn.Module) -> Tensor:
     return stored
 
 
+def name_patterns(patterns: Sequence[str] | None, name: str) -> tuple[str, ...] | None:
+    """Names of sites, or patterns for them, as a tuple.
+
+    Raises:
+        ArgumentError: one text instead of several.
+    """
+    if isinstance(patterns, str):
+        raise ArgumentError(f"{name}: expected a sequence of names, got the text {patterns!r}; write ({patterns!r},)")
+    return None if patterns is None else tuple(patterns)
+
+
 def select_sites(
     sites: Sequence[FaultSite], include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> tuple[FaultSite, ...]:
@@ -137,9 +149,10 @@ def select_sites(
     Raises:
         ArgumentError: a name or pattern that fits no site, one text instead of several, or nothing is left.
     """
-    chosen = [site.name for site in sites] if include is None else _matching(sites, include, "include")
-    left_out = set() if exclude is None else set(_matching(sites, exclude, "exclude"))
-    found = tuple(site for site in sites if site.name in set(chosen) - left_out)
+    wanted, unwanted = name_patterns(include, "include"), name_patterns(exclude, "exclude")
+    chosen = {site.name for site in sites} if wanted is None else _matching(sites, wanted, "include")
+    left_out = set() if unwanted is None else _matching(sites, unwanted, "exclude")
+    found = tuple(site for site in sites if site.name in chosen - left_out)
     if not found:
         raise ArgumentError(f"include, exclude: expected to leave a layer, got {include} and {exclude}")
     return found
@@ -208,15 +221,13 @@ def _placed(site: FaultSite, output: str, shape: tuple[int, int, int] | None, ex
     )
 
 
-def _matching(sites: Sequence[FaultSite], patterns: Sequence[str], name: str) -> list[str]:
-    if isinstance(patterns, str):
-        raise ArgumentError(f"{name}: expected a sequence of names, got the text {patterns!r}; write ({patterns!r},)")
-    names, found = [site.name for site in sites], []
+def _matching(sites: Sequence[FaultSite], patterns: Sequence[str], name: str) -> set[str]:
+    names, found = [site.name for site in sites], set()
     for pattern in patterns:
         fitting = [site for site in names if site == pattern or fnmatch.fnmatchcase(site, pattern)]
         if not fitting:
             raise ArgumentError(f"{name}: no layer is called {pattern!r}; there are {', '.join(map(repr, names))}")
-        found += fitting
+        found |= set(fitting)
     return found
 
 

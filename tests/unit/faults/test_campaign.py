@@ -18,6 +18,7 @@ from sparing.errors import ArgumentError, BusyError, ConfigError, DtypeError, Fo
 from sparing.faults.campaign import sweep  # noqa: E402
 from sparing.faults.campaign_records import CampaignFolder  # noqa: E402
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult, compare, load_campaign_result  # noqa: E402
+from sparing.faults.hardening import clip_ranges_, remove_range_clips_  # noqa: E402
 from sparing.faults.injection import inject  # noqa: E402
 from sparing.faults.models import BitBias, BitFlip, GaussianNoise, StuckAt  # noqa: E402
 from sparing.runs import InProcessExecutor  # noqa: E402
@@ -117,6 +118,15 @@ class TestSweep:
         one = run(*made, rates=[0.1]).points[0]
         assert run(*made).points[2] == one
         assert run(*made, rates=[0.1, 0.02]).points[0] == one
+
+    def test_a_loader_is_read_once(self, made):
+        model, batches = made
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        data = torch.utils.data.TensorDataset(images, labels)
+        loader = torch.utils.data.DataLoader(data, batch_size=20, shuffle=True)
+        found = run(model, loader)
+        assert found.num_images == 40
+        assert found.clean_accuracy == run(model, batches).clean_accuracy
 
     def test_sites_can_be_chosen(self, made):
         result = run(*made, rates=[0.1], include=["7"], config=CONFIG.model_copy(update={"max_draws": 3}))
@@ -282,6 +292,27 @@ class TestFolder:
         with pytest.raises(ConfigError, match=r"model\.layout_sha256"):
             run(nn.Sequential(*model, nn.Identity(), nn.Linear(4, 4)), batches, folder=tmp_path)
 
+    def test_other_modules_with_the_same_weights_are_refused(self, made, tmp_path):
+        model, batches = made
+        run(model, batches, folder=tmp_path / "relu")
+        model[4] = nn.Hardtanh(-0.1, 0.1)
+        message = r"modules\.4: saved 'ReLU\(\)', now 'Hardtanh\(min_val=-0\.1, max_val=0\.1\)'"
+        with pytest.raises(ConfigError, match=message):
+            run(model, batches, folder=tmp_path / "relu")
+        for beyond in ("bound", "zero"):
+            clip_ranges_(model, batches[0][0], beyond=beyond)
+            if beyond == "bound":
+                run(model, batches, folder=tmp_path / "clipped")
+                remove_range_clips_(model)
+        with pytest.raises(ConfigError, match=r"range_clip: saved \"RangeClip\(beyond='bound'\)\", now .*'zero'"):
+            run(model, batches, folder=tmp_path / "clipped")
+
+    def test_what_modules_print_of_memory_is_of_no_matter(self, made, tmp_path):
+        model, batches = made
+        for _ in range(2):
+            model[4] = Shown(object())
+            run(model, batches, folder=tmp_path)
+
     def test_one_at_a_time(self, made, tmp_path):
         run(*made, folder=tmp_path)
         campaign = json.loads((tmp_path / "campaign.json").read_text())["identity"]
@@ -308,6 +339,23 @@ class TestFolder:
         with pytest.raises(ArgumentError, match="no layer is called 'nowhere'"):
             run(*made, folder=tmp_path / "new", include=["nowhere"])
         assert not (tmp_path / "new").exists()
+
+
+class Shown(nn.ReLU):
+    """Prints an address, and has a state that is no tensor."""
+
+    def __init__(self, thing):
+        super().__init__()
+        self.thing = thing
+
+    def extra_repr(self):
+        return repr(self.thing)
+
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
 
 
 KILLED = """
@@ -384,6 +432,8 @@ class TestCompare:
             compare(first, run(model, batches, fault=StuckAt()))
         with pytest.raises(ArgumentError, match=r"not paired: data\."):
             compare(first, run(model, batches[:1]))
+        with pytest.raises(ArgumentError, match=r"not paired: include: first None, second \('7',\)"):
+            compare(first, run(model, batches, include=["7"]))
 
 
 class TestResult:
@@ -392,6 +442,15 @@ class TestResult:
         result.save(tmp_path / "a.json")
         assert load_campaign_result(tmp_path / "a.json") == result
         assert CampaignResult.model_validate_json(result.model_dump_json()) == result
+
+    def test_says_which_sites_were_hit(self, made):
+        result = run(*made, include=["0", "3"], exclude=["3"])
+        assert (result.include, result.exclude) == (("0", "3"), ("3",))
+
+    def test_of_before_it_said_so(self, made):
+        document = json.loads(run(*made).model_dump_json())
+        del document["include"], document["exclude"]
+        assert CampaignResult.model_validate(document) == run(*made)
 
     def test_of_a_campaign_that_has_not_ended(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="the campaign has not ended"):
@@ -414,6 +473,12 @@ class TestResult:
         ({"workers": 0}, ArgumentError, "workers: expected"),
         ({"parallel": "threads"}, ArgumentError, "kind: expected processes or ray"),
         ({"include": ["9"]}, ArgumentError, "no layer is called '9'"),
+        (
+            {"include": "10"},
+            ArgumentError,
+            r"include: expected a sequence of names, got the text '10'; write \('10',\)",
+        ),
+        ({"exclude": "3"}, ArgumentError, "exclude: expected a sequence of names, got the text '3'"),
     ],
 )
 def test_bad_arguments(made, changes, error, message):
@@ -429,6 +494,9 @@ def test_bad_batches(made):
         ([(images, labels[:3])], ShapeError, r"batches\[0\]: expected images and as many classes"),
         ([(images.numpy(), labels)], DtypeError, r"batches\[0\]: expected two tensors, got ndarray and Tensor"),
         ([(images, labels), (images[:0], labels[:0])], ShapeError, r"batches\[1\]: expected images"),
+        ([(images, labels - 9)], ArgumentError, r"batches\[0\]: expected classes of 0 or more, got -9"),
+        ([images], DtypeError, r"batches\[0\]: expected two tensors, got Tensor"),
+        (3, DtypeError, "batches: expected batches of images and classes, got int"),
     ):
         with pytest.raises(error, match=message):
             run(model, batches)

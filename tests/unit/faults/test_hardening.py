@@ -102,3 +102,21 @@ def test_errors():
     clip_ranges_(model, x)
     with pytest.raises(ArgumentError, match="already"):
         clip_ranges_(model, x)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_convolution_for_training_only_is_left_out(fixed):
+    class Helped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.helper = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.main(x)
+            return (x, self.helper(x)) if self.training else x
+
+    model = Helped().eval()
+    if fixed:
+        fixed_point_(model, images())
+    clip_ranges_(model, images())
+    assert [name for name, module in model.named_modules() if isinstance(module, RangeClip)] == ["main.range_clip"]
