@@ -18,7 +18,7 @@ from sparing.faults.models import FaultModel, SingleFault
 from sparing.faults.number_format import FixedPointFeatures, step_of_exponent
 from sparing.faults.sampling import check_seed
 from sparing.faults.sites import check_model, fault_sites, fixed_point_features, select_sites
-from sparing.faults.stored import StoredWeight
+from sparing.faults.stored import StoredWeight, rounded_layers
 from sparing.faults.targets import Target, find_targets
 
 __all__ = ["Injection", "inject"]
@@ -123,7 +123,8 @@ def inject(
     features: dict[str, list[_Job]] = {}
     for job in jobs:
         (weights if job.output is None else features).setdefault(job.output or job.site, []).append(job)
-    stored = {name: StoredWeight(model.get_submodule(name), name) for name in weights}
+    rounded = rounded_layers(model) if weights else {}
+    stored = {name: StoredWeight(model.get_submodule(name), name, rounded) for name in weights}
     outputs = {name: model.get_submodule(name) for name in features}
     injection = Injection(dict.fromkeys((job.site for job in jobs), 0))
 

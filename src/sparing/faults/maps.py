@@ -18,7 +18,7 @@ from sparing.errors import ConfigError, FormatError
 from sparing.faults.hits import Hits
 from sparing.faults.models import AnyFault, FaultModel, SingleFault
 from sparing.faults.sampling import check_seed
-from sparing.faults.sites import check_model, fault_sites
+from sparing.faults.sites import check_model, fault_sites, sharing_layers
 from sparing.faults.targets import Target, find_targets
 from sparing.runs.artifact import read_artifact, write_artifact
 
@@ -55,7 +55,7 @@ class FaultMap:
     Attributes:
         fault: the model they were drawn from.
         seed, draw: of the drawing.
-        fingerprint: of the network: its layers' names and shapes.
+        fingerprint: of the network: its layers' names and shapes, and which share their weights.
         entries: layer by layer for each fault of the sum.
     """
 
@@ -78,12 +78,12 @@ class FaultMap:
 
         Raises:
             ArgumentError, DtypeError: as :func:`~sparing.faults.fault_sites`.
-            ConfigError: other layers, or other shapes.
+            ConfigError: other layers, other shapes, or other layers that share a weight.
         """
         if self.fingerprint != _fingerprint(model):
             raise ConfigError(
-                "fault map: it was made for a network whose layers have other names or shapes than this model's; "
-                "sample one for it"
+                "fault map: it was made for a network whose layers have other names or shapes than this model's, or "
+                "share their weights otherwise; sample one for it"
             )
         modules = {name for name, _ in model.named_modules()}
         missing = next((entry for entry in self.entries if entry.output not in {None, *modules}), None)
@@ -232,5 +232,11 @@ def _fit(positions: NDArray[Any] | None, effects: NDArray[Any], num: int, fault:
 
 def _fingerprint(model: nn.Module) -> str:
     check_model(model)
-    described = [[site.name, list(site.weight_shape), list(site.stored_shape)] for site in fault_sites(model)]
+    sites = fault_sites(model)
+    sharing = sharing_layers(model, sites)
+    described = [
+        # A weight that layers share is hit once.
+        [site.name, list(site.weight_shape), list(site.stored_shape), *sharing[site.name][1:]]
+        for site in sites
+    ]
     return hashlib.sha256(json.dumps(sorted(described)).encode()).hexdigest()

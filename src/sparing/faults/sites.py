@@ -26,6 +26,7 @@ __all__ = [
     "fixed_point_features",
     "name_patterns",
     "select_sites",
+    "sharing_layers",
     "stored_weight",
 ]
 
@@ -123,6 +124,15 @@ def stored_weight(layer: nn.Module) -> Tensor:
     if not stored.is_floating_point():
         raise DtypeError(f"model: {kind}: expected a weight of floats, got {stored.dtype}; use sparing.quant's layers")
     return stored
+
+
+def sharing_layers(model: nn.Module, sites: Sequence[FaultSite]) -> dict[str, tuple[str, ...]]:
+    """Which of some sites have the same stored weight, by the name of each, in the order of `sites`."""
+    groups: dict[int, list[str]] = {}
+    for site in sites:
+        layer = model.get_submodule(site.name)
+        groups.setdefault(id(layer if isinstance(layer, Int8Layer) else stored_weight(layer)), []).append(site.name)
+    return {name: tuple(group) for group in groups.values() for name in group}
 
 
 def name_patterns(patterns: Sequence[str] | None, name: str) -> tuple[str, ...] | None:

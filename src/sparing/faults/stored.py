@@ -1,6 +1,6 @@
 """The stored weight of one layer while it is faulty: found, held in its number format, hit, and restored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -16,7 +16,7 @@ from sparing.faults.sites import stored_weight
 from sparing.quant.packing import Int8Layer
 from sparing.runs.modes import evaluating
 
-__all__ = ["StoredWeight"]
+__all__ = ["StoredWeight", "rounded_layers"]
 
 _HELD: dict[int, int] = {}
 """S of what is in a context of faults, by the tensor's or int8 layer's id: an inner context counts on the range that
@@ -29,12 +29,23 @@ _INT8_EXPONENT = 7
 """Steps of 1."""
 
 
+def rounded_layers(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Layers whose weights are rounded to the number format, by the id of what is stored: some may share it."""
+    found: dict[int, list[nn.Module]] = {}
+    for layer in model.modules():
+        parts = _parametrizations(layer)
+        if parts and isinstance(parts[-1], FixedPointWeight):
+            found.setdefault(id(stored_weight(layer)), []).append(layer)
+    return found
+
+
 class StoredWeight:
     """One layer's weight as it is stored: a float tensor in its 8-bit format, or the codes of an int8 layer.
 
     Args:
         layer: with a stored weight.
         name: for messages.
+        rounded: as of :func:`rounded_layers`.
 
     Attributes:
         num: of its numbers.
@@ -45,7 +56,7 @@ class StoredWeight:
         NonFiniteError: NaN or infinity in it.
     """
 
-    def __init__(self, layer: nn.Module, name: str) -> None:
+    def __init__(self, layer: nn.Module, name: str, rounded: Mapping[int, Sequence[nn.Module]]) -> None:
         self._layer = layer
         tensor = stored_weight(layer)
         self.num = tensor.numel()
@@ -58,15 +69,15 @@ class StoredWeight:
                 f"fault: the weight of {name} has faults that are drawn at each forward pass; open that context inside "
                 "this one, or add the faults up (a + b)"
             )
-        self._exponent, self._range = _INT8_EXPONENT, _INT8_EXPONENT
-        self._rounding: FixedPointWeight | None = None
+        self._exponent = _INT8_EXPONENT
+        self._roundings: list[tuple[FixedPointWeight, int]] = []
+        """What rounds the tensor for each of the layers, and S of what it gets."""
         if self._int8 is None:
             what = f"weight of {name}"
             self._exponent = _HELD[self._key] if self._is_nested else exponent_of(tensor, what)
-            parts = _parametrizations(layer)
-            if parts and isinstance(parts[-1], FixedPointWeight):
-                self._rounding = parts[-1]
-                self._range = self._exponent if len(parts) == 1 else exponent_of(_before_last(parts, tensor), what)
+            for parts in map(_parametrizations, rounded.get(self._key, ())):
+                given = self._exponent if len(parts) == 1 else exponent_of(_before_last(parts, tensor), what)
+                self._roundings.append((cast("FixedPointWeight", parts[-1]), given))
 
     def hold_(self, *, adds_noise: bool, redrawn: bool) -> Callable[[], None]:
         """Keeps the number format whatever faults do to the numbers.
@@ -78,15 +89,15 @@ class StoredWeight:
         Returns:
             Called, it lets go.
         """
-        rounding, packed = self._rounding, self._int8 is not None and self._int8.weight_codes is None
-        before = (rounding.held, rounding.passes) if rounding is not None else (None, False)
+        packed = self._int8 is not None and self._int8.weight_codes is None
+        before = [(rounding.held, rounding.passes) for rounding, _ in self._roundings]
         clip = self._clip_()
         if not self._is_nested:
             _HELD[self._key] = self._exponent
         if redrawn:
             _REDRAWN.add(self._key)
-        if rounding is not None:
-            rounding.held = self._range if rounding.held is None else rounding.held
+        for rounding, given in self._roundings:
+            rounding.held = given if rounding.held is None else rounding.held
             rounding.passes = rounding.passes or adds_noise
         return partial(self._let_go_, before, packed, clip)
 
@@ -100,7 +111,7 @@ class StoredWeight:
             return _nothing
         tensor = self._writable()
         step = step_of_exponent(self._exponent)
-        on_grid = self._rounding is not None
+        on_grid = bool(self._roundings)
         lowest = -128 if self._is_nested or on_grid or self._int8 is not None else -127
         before = hit_(tensor, hits, fault, step=step, lowest=lowest, on_grid=on_grid)
         torch.clear_autocast_cache()  # it holds weights as they were, in another type
@@ -120,7 +131,7 @@ class StoredWeight:
     @torch.no_grad()
     def _clip_(self) -> tuple[Tensor, Tensor] | None:
         """Brings weights that the format clips to −127: while it is held, −128 is what an upset has left."""
-        if self._rounding is None or self._is_nested or self._range != self._exponent:
+        if self._is_nested or all(given != self._exponent for _, given in self._roundings):
             return None
         tensor, least = stored_weight(self._layer).detach(), -127 * step_of_exponent(self._exponent)
         below = tensor < least
@@ -131,7 +142,7 @@ class StoredWeight:
         torch.clear_autocast_cache()
         return below, before
 
-    def _let_go_(self, before: tuple[int | None, bool], packed: bool, clip: tuple[Tensor, Tensor] | None) -> None:
+    def _let_go_(self, before: list[tuple[int | None, bool]], packed: bool, clip: tuple[Tensor, Tensor] | None) -> None:
         if clip is not None:
             with torch.no_grad():
                 stored_weight(self._layer).detach()[clip[0]] = clip[1]
@@ -139,8 +150,8 @@ class StoredWeight:
         if not self._is_nested:
             del _HELD[self._key]
         _REDRAWN.discard(self._key)
-        if self._rounding is not None:
-            self._rounding.held, self._rounding.passes = before
+        for (rounding, _), (held, passes) in zip(self._roundings, before, strict=True):
+            rounding.held, rounding.passes = held, passes
         if self._int8 is not None and packed:
             self._int8.pack_()
 

@@ -9,7 +9,7 @@ from sparing.errors import ArgumentError
 from sparing.faults.hits import Hits, draw_hits
 from sparing.faults.models import FaultModel, SingleFault
 from sparing.faults.sampling import fault_generator
-from sparing.faults.sites import FaultSite, fault_sites, fixed_point_features, select_sites, stored_weight
+from sparing.faults.sites import FaultSite, fault_sites, fixed_point_features, select_sites, sharing_layers
 
 __all__ = ["Target", "find_targets"]
 
@@ -67,14 +67,11 @@ def find_targets(
             "or use fixed_point_ first"
         )
     sites = select_sites(fault_sites(model, example if hits_features else None), include, exclude)
-    stored = {site.name: stored_weight(model.get_submodule(site.name)) for site in sites}
-    first: dict[int, str] = {}
-    for name, tensor in stored.items():
-        first.setdefault(id(tensor), name)
+    sharing = sharing_layers(model, sites)
     found = []
     for part, one in enumerate(fault.parts):
         if one.place == "weights":
-            hit = [site for site in sites if first[id(stored[site.name])] == site.name]
+            hit = [site for site in sites if sharing[site.name][0] == site.name]
         else:
             hit = [site for site in sites if site.feature_shape is not None]
         if not hit:

@@ -335,6 +335,22 @@ def test_a_shared_weight_is_stored_once():
     assert torch.equal(model[0].weight, clean)
 
 
+@pytest.mark.parametrize("fault", [BitFlip(p=0.02), GaussianNoise(sigma=0.05), StuckAt(rate=0.08)], ids=str)
+@pytest.mark.parametrize("include", [["1"], ["2"], None])
+def test_layers_that_share_a_weight_are_faulty_alike(fault, include):
+    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)).eval()
+    model[2].weight = model[1].weight
+    fixed_point_(model, torch.ones(1, 3, 8, 8))
+    clean = model[1].weight.clone()
+    with inject(model, fault, include=include):
+        assert torch.equal(model[1].weight, model[2].weight)
+        assert not torch.equal(model[1].weight, clean)
+    for layer in model[1:]:
+        assert torch.equal(layer.weight, clean)
+        rounding = layer.parametrizations.weight[0]
+        assert (rounding.held, rounding.passes) == (None, False)
+
+
 def test_weights_drawn_at_each_forward_pass(network, images):
     model = network()
     clean = state(model)

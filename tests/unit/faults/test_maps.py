@@ -18,6 +18,7 @@ from sparing.faults import (  # noqa: E402
 )
 from sparing.runs import read_artifact, write_artifact  # noqa: E402
 
+STUCK = StuckAt(rate=0.2)
 FAULTS = [
     BitBias(p=0.05),
     BitFlip(p=0.02, where="features"),
@@ -52,6 +53,27 @@ def test_a_device_is_the_same_after_saving(network, images, fault, is_fixed, tmp
         assert torch.equal(model(images), clean)
     assert not torch.equal(found[0], clean)
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_networks_that_share_weights_otherwise_are_refused():
+    untied, tied = (nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9)) for _ in range(2))
+    tied[1].weight = tied[0].weight
+    for one, other in ((untied, tied), (tied, untied)):
+        clean = [layer.weight.clone() for layer in other]
+        with (
+            pytest.raises(ConfigError, match="or share their weights otherwise"),
+            inject(other, STUCK.sample(one, seed=1)),
+        ):
+            pass
+        assert all(torch.equal(layer.weight, before) for layer, before in zip(other, clean, strict=True))
+        with inject(one, STUCK.sample(one, seed=1)) as injection:
+            assert len(injection.hits) == (1 if one is tied else 2)
+
+
+def test_a_map_of_before_ties_were_told_fits(network):
+    # Of a network without ties, as saved files have it.
+    drawn = STUCK.sample(network(), seed=1)
+    assert drawn.fingerprint == "f4ab05eb15212fd90e860fcf764ac12c73b22cb632ebebf11e6a53805c8edc02"
 
 
 def test_features_are_those_of_every_image(network, images):
