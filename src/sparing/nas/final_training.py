@@ -201,14 +201,17 @@ def train_genotype(
 
 
 class _Step(FaultTolerantStep):
-    """Says which architecture it is, too: others may have weights of the same shapes."""
+    """Says which network it is, too: others may have weights of the same shapes."""
 
     def __init__(self, genotype: Genotype, config: FinalTrainingConfig) -> None:
         super().__init__(config.fault, share=config.loss_share, seed=config.training.seed)
-        self._genotype = genotype
+        self._network = {
+            "genotype": genotype.model_dump(mode="json"),
+            **config.model_dump(mode="json", include={"dropout", "calibration_images"}),
+        }
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "genotype": self._genotype.model_dump(mode="json")}
+        return {**super().describe(), **self._network}
 
 
 def _export(
