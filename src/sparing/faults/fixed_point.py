@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparing.errors import ArgumentError, NonFiniteError
-from sparing.faults.number_format import FixedPointFeatures, FixedPointWeight, exponent_of
+from sparing.faults.number_format import FixedPointFeatures, FixedPointWeight, exponent_of, writable
 from sparing.faults.sites import (
     FaultSite,
     check_images,
@@ -131,9 +131,11 @@ def is_fixed_point(model: nn.Module) -> bool:
     return any(isinstance(module, FixedPointFeatures | FixedPointWeight) for module in model.modules())
 
 
-def _round_output(module: nn.Module, _: Any, output: Tensor) -> None:
+def _round_output(module: nn.Module, _: Any, output: Tensor) -> Tensor:
     """A hook of the module's, so that copies of a model have their own."""
-    cast("FixedPointFeatures", module.fixed_point)(output)
+    features = writable(module, output)
+    cast("FixedPointFeatures", module.fixed_point)(features)
+    return features
 
 
 def _remove_from_weight_(layer: nn.Module) -> None:

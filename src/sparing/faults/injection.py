@@ -15,7 +15,7 @@ from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.faults.hits import Hits, hit_
 from sparing.faults.maps import FaultMap, sample_map
 from sparing.faults.models import FaultModel, SingleFault
-from sparing.faults.number_format import FixedPointFeatures, step_of_exponent
+from sparing.faults.number_format import FixedPointFeatures, step_of_exponent, writable
 from sparing.faults.sampling import check_seed
 from sparing.faults.sites import check_model, fault_sites, fixed_point_features, select_sites
 from sparing.faults.stored import StoredWeight, rounded_layers
@@ -252,7 +252,7 @@ class _FeatureHook:
         self._draw(images, images * self._per_image)
         return sum(len(hits) for hits in self._hits)
 
-    def __call__(self, module: nn.Module, _: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, _: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise DtypeError(f"features of {self._jobs[0].site}: expected a tensor, got {type(output).__name__}")
         if torch._C._current_graph_task_id() >= 0 and not self._jobs[0].is_map:
@@ -270,13 +270,15 @@ class _FeatureHook:
             self._draw(output.shape[0], output.numel())
         rounding = module._modules.get("fixed_point")
         latest = rounding.latest if isinstance(rounding, FixedPointFeatures) else None
+        features = writable(module, output) if any(map(len, self._hits)) else output
         for job, hits in zip(self._jobs, self._hits, strict=True):
             if len(hits):
                 self._injection.hits[job.site] += len(hits)
                 step = job.step if latest is None else latest
-                hit_(output, hits, job.fault, step=step, lowest=-127 if latest is None else -128, on_grid=False)
+                hit_(features, hits, job.fault, step=step, lowest=-127 if latest is None else -128, on_grid=False)
         self._ahead, self._hits = None, []
         self._call += 1
+        return features
 
     def _draw(self, images: int, num: int) -> None:
         self._ahead = self._call, num
@@ -299,7 +301,7 @@ class _DrawnAhead:
                 return
 
 
-def _register(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
+def _register(module: nn.Module, hook: Callable[..., Tensor]) -> Callable[[], None]:
     """Registers a hook before those that correct faults, behind all others."""
     handle = module.register_forward_hook(hook)
     hooks = cast("OrderedDict[int, Any]", module._forward_hooks)

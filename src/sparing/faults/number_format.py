@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sparing.errors import NonFiniteError
 
-__all__ = ["FixedPointFeatures", "FixedPointWeight", "exponent_of", "step_of_exponent"]
+__all__ = ["FixedPointFeatures", "FixedPointWeight", "exponent_of", "step_of_exponent", "writable"]
 
 _MAGNITUDE_BITS = 7
 _LEAST_EXPONENT = -64
@@ -56,6 +56,36 @@ def exponent_of(x: Tensor, name: str) -> int:
 def step_of_exponent(exponent: int) -> float:
     """2^(S − 7)."""
     return math.ldexp(1.0, exponent - _MAGNITUDE_BITS)
+
+
+_KEEPS_NO_OUTPUT = {
+    kind.forward
+    for kind in (
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.modules.batchnorm._BatchNorm,
+    )
+}
+"""What computes features and needs its inputs alone for gradients."""
+
+
+def writable(module: nn.Module, features: Tensor) -> Tensor:
+    """Features that may be written in place without a trace in the gradients: those given, or a copy.
+
+    A copy where the backward pass may need them as they are: an activation inside the module or in a hook of the
+    user's keeps what it gave.
+    """
+    if not (torch.is_grad_enabled() and features.requires_grad):
+        return features
+    computed = getattr(module.forward, "__func__", None)
+    is_ours = computed in _KEEPS_NO_OUTPUT and all(
+        str(getattr(hook, "__module__", "")).startswith("sparing.faults.") for hook in module._forward_hooks.values()
+    )
+    return features if is_ours else features.clone()
 
 
 class FixedPointWeight(nn.Module):

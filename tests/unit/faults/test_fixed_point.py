@@ -22,7 +22,7 @@ from sparing.faults import (  # noqa: E402
     is_fixed_point,
     remove_fixed_point_,
 )
-from sparing.faults.number_format import FixedPointWeight, exponent_of  # noqa: E402
+from sparing.faults.number_format import FixedPointWeight, exponent_of, writable  # noqa: E402
 
 
 def rounded(x):
@@ -240,3 +240,50 @@ def test_autocast_rounds_in_bfloat16(network, images):
     assert seen[0].dtype == torch.bfloat16
     assert torch.equal(codes, codes.round())
     assert codes.abs().max() <= 127
+
+
+class Activated(nn.Conv2d):
+    """A convolution whose output is kept for gradients, by the activation, and by a term of the loss."""
+
+    def forward(self, x):
+        y = torch.sigmoid(super().forward(x))
+        self.penalty = y.square().sum()
+        return y
+
+
+@pytest.mark.parametrize("where", ["module", "hook", "plain"])
+@pytest.mark.parametrize("kind", ["fixed", "faulty", "both"])
+def test_what_gradients_need_is_not_written_over(where, kind):
+    torch.manual_seed(0)
+    first = (Activated if where == "module" else nn.Conv2d)(3, 4, 3)
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(144, 2))
+    if where == "hook":
+        first.register_forward_hook(lambda _, __, output: torch.sigmoid(output))
+    x = torch.randn(5, 3, 8, 8)
+    if kind != "faulty":
+        fixed_point_(model, x)
+    seen = []
+    first.register_forward_hook(lambda _, __, output: seen.append(output) if where == "hook" else None)
+    fault = BitBias(p=0.2 if kind != "fixed" else 0.0)
+    with inject(model, fault, example=x) as injection:
+        model(x).sum().backward()
+    assert (injection.hits["0"] > 0) == (kind != "fixed")
+    # Straight through: the gradient of the first layer does not know of rounding or faults behind it.
+    weight = model[2].weight.detach()
+    twin = nn.Conv2d(3, 4, 3)
+    twin.load_state_dict({"weight": first.weight.detach(), "bias": first.bias.detach()})
+    y = twin(x) if where == "plain" else torch.sigmoid(twin(x))
+    (y.flatten(1) @ weight.t()).sum().backward()
+    torch.testing.assert_close(first.bias.grad, twin.bias.grad)
+
+
+def test_the_usual_path_makes_no_copy(network, images):
+    model = network()
+    fixed_point_(model, images)
+    given = torch.randn(2, 8, 4, 4, requires_grad=True) * 1
+    for name in ("bn1", "conv2"):
+        assert writable(model.get_submodule(name), given) is given
+    model.conv2.register_forward_hook(lambda _, __, output: None)
+    assert writable(model.conv2, given) is not given
+    with torch.no_grad():
+        assert writable(model.conv2, given) is given
