@@ -1,4 +1,4 @@
-"""`sparing`: finds the command, and turns errors and interrupts into one line and an exit code.
+"""`sparing`: finds the command, and turns errors, warnings and interrupts into one line, and an exit code.
 
 ====  ==========================================================
 code  meaning
@@ -13,7 +13,9 @@ code  meaning
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import sparing
 from sparing.errors import CoreMissingError, SparingError
@@ -67,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = build_parser().parse_args(argv)
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # What Python would flush at its end goes nowhere now, instead of failing once more.
@@ -79,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SparingError, OSError) as error:
         return _fail(" ".join(str(error).split()), _BAD_INPUT)
     return 0
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"sparing: warning: {message}\n")
 
 
 def _fail(message: str, code: int) -> int:

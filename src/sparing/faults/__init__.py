@@ -35,7 +35,7 @@ from sparing.faults.models import (
     StuckAt,
     parse_fault,
 )
-from sparing.faults.sites import FaultSite, fault_sites
+from sparing.faults.sites import FaultSite, UnreachedWeightsWarning, fault_sites
 from sparing.faults.statistics import Interval, PairedDifference
 from sparing.faults.training import FaultTolerantStep, WeightClippingStep, clip_weights_
 from sparing.faults.vulnerability import bit_vulnerability, layer_vulnerability
@@ -59,6 +59,7 @@ __all__ = [
     "RangeClip",
     "ReciprocalNormalNoise",
     "StuckAt",
+    "UnreachedWeightsWarning",
     "WeightClippingStep",
     "bit_vulnerability",
     "calibrate_",

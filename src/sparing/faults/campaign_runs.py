@@ -26,6 +26,7 @@ from sparing.faults.campaign_records import CampaignFolder, DrawRecord
 from sparing.faults.campaign_result import RESULT_FILE, CampaignConfig, CampaignResult
 from sparing.faults.injection import inject
 from sparing.faults.portable import network_from_bytes, network_to_bytes
+from sparing.faults.sites import tell_no_more
 from sparing.runs.executors import Shared, WorkExecutor, open_executor
 from sparing.runs.modes import evaluating
 from sparing.runs.progress import Progress
@@ -55,6 +56,7 @@ class _Work:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, model=network_from_bytes(state["model"]))
+        tell_no_more(self.model)
 
 
 def _measure(shared: "Shared[_Work]", number: int, draw: int) -> DrawRecord:

@@ -40,7 +40,7 @@ class Hits:
         return Hits(positions, self.effects.repeat(times))
 
 
-def draw_hits(fault: SingleFault, num: int, num_macs: int, rng: np.random.Generator) -> Hits:
+def draw_hits(fault: SingleFault, num: int, num_macs: float, rng: np.random.Generator) -> Hits:
     """Draws the hits among `num` numbers of a layer with `num_macs` products an output."""
     p = fault.p_hit(num_macs)
     if p >= 1:

@@ -134,7 +134,7 @@ class SingleFault(FaultModel):
         """What it hits."""
         raise NotImplementedError
 
-    def p_hit(self, num_macs: int) -> float:
+    def p_hit(self, num_macs: float) -> float:
         """Probability that a number is hit.
 
         Args:
@@ -192,7 +192,7 @@ class BitBias(SingleFault):
         """Features."""
         return "features"
 
-    def p_hit(self, num_macs: int) -> float:
+    def p_hit(self, num_macs: float) -> float:
         """1 − (1 − p_m)^M, or p."""
         p = self.p if self.p_m is None else _any_of(num_macs, self.p_m)
         if p is None:
@@ -233,7 +233,7 @@ class BitFlip(SingleFault):
         """As given."""
         return self.where
 
-    def p_hit(self, num_macs: int) -> float:  # noqa: ARG002 -- of no matter here
+    def p_hit(self, num_macs: float) -> float:  # noqa: ARG002 -- of no matter here
         """1 − (1 − p)^8."""
         return _any_of(8, self.p)
 
@@ -277,7 +277,7 @@ class StuckAt(SingleFault):
         """Weights."""
         return "weights"
 
-    def p_hit(self, num_macs: int) -> float:  # noqa: ARG002 -- of no matter here
+    def p_hit(self, num_macs: float) -> float:  # noqa: ARG002 -- of no matter here
         """That at least one cell of a weight is stuck."""
         return self.rate if self.form == "one_bit" else _any_of(self._num_cells, self.rate)
 
@@ -336,7 +336,7 @@ class GaussianNoise(SingleFault):
         """As given."""
         return self.where
 
-    def p_hit(self, num_macs: int) -> float:  # noqa: ARG002 -- of no matter here
+    def p_hit(self, num_macs: float) -> float:  # noqa: ARG002 -- of no matter here
         """1."""
         return 1.0
 
@@ -373,7 +373,7 @@ class ReciprocalNormalNoise(SingleFault):
         """Weights."""
         return "weights"
 
-    def p_hit(self, num_macs: int) -> float:  # noqa: ARG002 -- of no matter here
+    def p_hit(self, num_macs: float) -> float:  # noqa: ARG002 -- of no matter here
         """1."""
         return 1.0
 
@@ -470,6 +470,6 @@ def parse_fault(text: str) -> FaultModel:
     return found[0] if len(found) == 1 else FaultSum(faults=tuple(found))
 
 
-def _any_of(num: int, p: float) -> float:
+def _any_of(num: float, p: float) -> float:
     """Probability that at least one of `num` things happens, each with p."""
     return 1.0 if p >= 1 else -math.expm1(num * math.log1p(-p))

@@ -126,7 +126,7 @@ class FixedPointFeatures(nn.Module):
 
     Args:
         layer: the convolution whose features they are.
-        feature_shape: (C, H, W).
+        feature_shape: (C, H, W), or of another number of axes.
 
     Attributes:
         layer, feature_shape: as given.
@@ -138,7 +138,7 @@ class FixedPointFeatures(nn.Module):
     peak: Tensor
     step: Tensor
 
-    def __init__(self, layer: nn.Module, feature_shape: tuple[int, int, int]) -> None:
+    def __init__(self, layer: nn.Module, feature_shape: tuple[int, ...]) -> None:
         super().__init__()
         # In a tuple: no submodule of this one.
         self._layer = (layer,)
@@ -167,7 +167,7 @@ class FixedPointFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> None:
-        """Rounds n × C × H × W floats."""
+        """Rounds n × C × … floats."""
         step: float | Tensor | None = None
         if self.training or self.seen is not None:
             batch_peak = _peak(features)

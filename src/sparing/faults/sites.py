@@ -1,15 +1,19 @@
 """Where faults hit: the layers of a network that multiply by weights, and the places where their outputs are stored."""
 
 import fnmatch
+import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
@@ -20,6 +24,7 @@ from sparing.runs.modes import evaluating
 
 __all__ = [
     "FaultSite",
+    "UnreachedWeightsWarning",
     "check_images",
     "check_model",
     "fault_sites",
@@ -28,10 +33,19 @@ __all__ = [
     "select_sites",
     "sharing_layers",
     "stored_weight",
+    "tell_no_more",
 ]
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, Int8Conv2d)
+_CONVOLUTIONS = (_ConvNd, Int8Conv2d)
 _LINEAR = (nn.Linear, Int8Linear)
+_NAMED = 5
+"""Layers that a warning names."""
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Networks of which it is known what faults do not reach."""
+
+
+class UnreachedWeightsWarning(UserWarning):
+    """A network has weights that faults never hit: it would seem to bear more than it does."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +54,25 @@ class FaultSite:
 
     Attributes:
         name: of the layer in the model.
-        weight_shape: (Cout, Cin / groups, kh, kw), transposed convolutions (Cin, Cout / groups, kh, kw), or (out, in).
+        weight_shape: (Cout, Cin / groups, kh, kw), transposed convolutions (Cin, Cout / groups, kh, kw), or (out, in);
+            convolutions of one or three axes have one or three k.
         stored_shape: of what is stored for it: the weight, or the tensor that a parametrization makes it from.
-        num_macs: M, products summed up for an output: (Cin / groups) · kh · kw.
+        num_macs: M, products summed up for an output: (Cin / groups) · kh · kw; of a transposed convolution, whose
+            outputs differ in it, their mean: that divided by the strides.
         is_convolution: features are hit in convolutions only, never those of a classifier.
         output: module behind which features are hit: the batch normalization that takes the layer's output and
             nothing else, or the layer. Without an example it is the layer, if the model is no fixed-point model.
-        feature_shape: (C, H, W) there; None if not known.
+        feature_shape: (C, H, W) there, or as many axes as the convolution has; None if not known.
         exponent: S of the features' number format; None if not known.
     """
 
     name: str
     weight_shape: tuple[int, ...]
     stored_shape: tuple[int, ...]
-    num_macs: int
+    num_macs: float
     is_convolution: bool
     output: str
-    feature_shape: tuple[int, int, int] | None = None
+    feature_shape: tuple[int, ...] | None = None
     exponent: int | None = None
 
 
@@ -64,23 +80,30 @@ def fault_sites(model: nn.Module, example: Tensor | None = None) -> tuple[FaultS
     """Lists the layers that faults can hit.
 
     Args:
-        model: with Conv2d, ConvTranspose2d, Linear, Int8Conv2d or Int8Linear layers. It is not changed.
-        example: n × c × h × w images for one forward pass in evaluation mode, which says where and in which range
-            features are; not needed for a fixed-point model.
+        model: with convolutions (plain or transposed, of one to three axes, or Int8Conv2d) or Linear or Int8Linear
+            layers. It is not changed.
+        example: n × c × h × w images (or what else the model takes) for one forward pass in evaluation mode, which says
+            where and in which range features are; not needed for a fixed-point model.
 
     Returns:
         In the order of ``model.named_modules()``.
+
+    Warns:
+        UnreachedWeightsWarning: other modules have weights too (recurrent layers, attention, embeddings); once a model.
 
     Raises:
         ArgumentError: no such layer, a weight that a hook or several tensors make, or a compiled model.
         DtypeError: no module, or a layer that is quantized in a way that is not known.
         NonFiniteError: NaN or infinity in the example or in features.
-        ShapeError: features that are not n × c × h × w.
+        ShapeError: features that are not n × c × …, with as many axes as the convolution has.
     """
     check_model(model)
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _CONVOLUTIONS + _LINEAR)]
     if not layers:
-        raise ArgumentError("model: expected at least one Conv2d, ConvTranspose2d or Linear layer, got none")
+        raise ArgumentError("model: expected at least one convolution or Linear layer, got none")
+    if model not in _TOLD:
+        _tell(model, [layer for _, layer in layers])
+        tell_no_more(model)
     found = [_site(name, layer) for name, layer in layers]
     placed = {id(features.layer): (name, features) for name, features in fixed_point_features(model)}
     traced = {} if example is None or placed else _trace(model, example)
@@ -94,6 +117,11 @@ def fault_sites(model: nn.Module, example: Tensor | None = None) -> tuple[FaultS
             at, shape, exponent = traced[site.name]
         sites.append(_placed(site, at, shape, exponent))
     return tuple(sites)
+
+
+def tell_no_more(model: nn.Module) -> None:
+    """Lets a model pass without warnings, for example where a copy of it had them."""
+    _TOLD.add(model)
 
 
 def stored_weight(layer: nn.Module) -> Tensor:
@@ -131,7 +159,7 @@ def sharing_layers(model: nn.Module, sites: Sequence[FaultSite]) -> dict[str, tu
     groups: dict[int, list[str]] = {}
     for site in sites:
         layer = model.get_submodule(site.name)
-        groups.setdefault(id(layer if isinstance(layer, Int8Layer) else stored_weight(layer)), []).append(site.name)
+        groups.setdefault(_identity(layer), []).append(site.name)
     return {name: tuple(group) for group in groups.values() for name in group}
 
 
@@ -212,10 +240,14 @@ def check_images(images: Tensor, name: str) -> None:
 def _site(name: str, layer: nn.Module) -> FaultSite:
     stored = tuple(stored_weight(layer).shape)
     is_convolution = isinstance(layer, _CONVOLUTIONS)
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-        num_macs = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
-        pair = (layer.out_channels, layer.in_channels)
-        first, second = pair if isinstance(layer, nn.Conv2d) else pair[::-1]
+    num_macs: float
+    if isinstance(layer, _ConvNd):
+        num_macs = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+        first, second = layer.out_channels, layer.in_channels
+        if isinstance(layer, _ConvTransposeNd):
+            first, second = second, first
+            strides = math.prod(layer.stride)
+            num_macs = num_macs / strides if num_macs % strides else num_macs // strides
         shape: tuple[int, ...] = (first, second // layer.groups, *layer.kernel_size)
     elif isinstance(layer, nn.Linear):
         num_macs, shape = layer.in_features, (layer.out_features, layer.in_features)
@@ -225,7 +257,35 @@ def _site(name: str, layer: nn.Module) -> FaultSite:
     return FaultSite(name, shape, stored, num_macs, is_convolution, name)
 
 
-def _placed(site: FaultSite, output: str, shape: tuple[int, int, int] | None, exponent: int | None) -> FaultSite:
+def _identity(layer: nn.Module) -> int:
+    """The id of what a layer's weight is stored in."""
+    return id(layer if isinstance(layer, Int8Layer) else stored_weight(layer))
+
+
+def _tell(model: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Warns of modules that have weights and are no site."""
+    reached = {_identity(layer): stored_weight(layer).numel() for layer in layers}
+    unreached: dict[str, int] = {}
+    for name, module in model.named_modules():
+        for weight in module.parameters(recurse=False):
+            # Factors and offsets, one a channel, are no weights.
+            if id(weight) not in reached and sum(size > 1 for size in weight.shape) > 1:
+                named = f"{name or 'itself'} ({module._get_name()})"
+                unreached[named] = unreached.get(named, 0) + weight.numel()
+    if not unreached:
+        return
+    missing = sum(unreached.values())
+    first = sorted(unreached, key=lambda named: -unreached[named])[:_NAMED]
+    more = f" and {len(unreached) - _NAMED} more" if len(unreached) > _NAMED else ""
+    warnings.warn(
+        f"model: faults reach {100 * (1 - missing / (missing + sum(reached.values()))):.3g} % of its weights (those of "
+        f"convolutions and linear layers); no fault ever hits {', '.join(first)}{more}",
+        UnreachedWeightsWarning,
+        stacklevel=3,
+    )
+
+
+def _placed(site: FaultSite, output: str, shape: tuple[int, ...] | None, exponent: int | None) -> FaultSite:
     return FaultSite(
         site.name, site.weight_shape, site.stored_shape, site.num_macs, site.is_convolution, output, shape, exponent
     )
@@ -241,17 +301,20 @@ def _matching(sites: Sequence[FaultSite], patterns: Sequence[str], name: str) ->
     return found
 
 
-def _trace(model: nn.Module, example: Tensor) -> dict[str, tuple[str, tuple[int, int, int], int]]:
+def _trace(model: nn.Module, example: Tensor) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """Where convolutions' features are, by layer: one forward pass in evaluation mode."""
     check_images(example, "example")
     outputs: dict[str, tuple[Any, int]] = {}
     calls: Counter[str] = Counter()
     taken: dict[str, list[str]] = {}
-    features: dict[str, tuple[tuple[int, int, int], int]] = {}
+    axes = {
+        name: 1 + len(module.kernel_size) for name, module in model.named_modules() if isinstance(module, _CONVOLUTIONS)
+    }
+    features: dict[str, tuple[tuple[int, ...], int]] = {}
 
     def keep(layer: str, at: str, output: Any) -> None:
         # At once: what comes next may change features in place.
-        shape, exponent = _described(layer, output)
+        shape, exponent = _described(layer, output, axes[layer])
         features[at] = shape, max(exponent, features[at][1]) if at in features else exponent
 
     def after_layer(name: str, output: Any) -> None:
@@ -293,8 +356,8 @@ def _changes(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _described(name: str, features: Any) -> tuple[tuple[int, int, int], int]:
-    if not isinstance(features, Tensor) or features.ndim != 4:
+def _described(name: str, features: Any, axes: int) -> tuple[tuple[int, ...], int]:
+    if not isinstance(features, Tensor) or features.ndim != 1 + axes:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ShapeError(f"model: {name}: expected features n × c × h × w, got {shape}")
-    return (features.shape[1], features.shape[2], features.shape[3]), exponent_of(features, f"features of {name}")
+        raise ShapeError(f"model: {name}: expected features n × {' × '.join('c' + 'dhw'[4 - axes :])}, got {shape}")
+    return tuple(features.shape[1:]), exponent_of(features, f"features of {name}")

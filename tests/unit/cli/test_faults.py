@@ -28,6 +28,14 @@ def network(classes=2):
 def of_digits():
     return network(10)
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.reads, self.head = nn.LSTM(24, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.reads(x.flatten(2).mT.reshape(len(x), 8, 24))[0].mean(1))
+
 def for_other_sizes():
     return nn.Sequential(nn.Flatten(), nn.Linear(7, 2))
 """
@@ -248,3 +256,11 @@ def test_bad_networks_are_one_line(faults, factory, data, tmp_path):
         "sweep", factory.replace(":network", ":nothing"), *rest, code=2
     )
     assert "no such file" in faults("sweep", tmp_path / "no.safetensors", *rest, code=2)
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_weights_that_no_fault_reaches_are_told_in_one_line(data, factory, capsys):
+    model = factory.replace("network", "Recurrent")
+    assert main(["faults", "sweep", model, "--data", data, "--fault", "stuck-at", "--rates", "0,.1", *FEW]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "LSTM" in line]
+    assert line.startswith("sparing: warning: model: faults reach 1.54 % of its weights")

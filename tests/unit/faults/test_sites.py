@@ -1,5 +1,7 @@
 """Where faults hit: layers, products, outputs behind batch normalization; and what cannot be hit."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[torch]")
@@ -8,8 +10,16 @@ from torch import nn  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
 
 from sparing.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError  # noqa: E402
-from sparing.faults import StuckAt, fault_sites, fixed_point_, inject  # noqa: E402
-from sparing.faults.sites import select_sites, stored_weight  # noqa: E402
+from sparing.faults import (  # noqa: E402
+    BitBias,
+    BitFlip,
+    StuckAt,
+    UnreachedWeightsWarning,
+    fault_sites,
+    fixed_point_,
+    inject,
+)
+from sparing.faults.sites import select_sites, stored_weight, tell_no_more  # noqa: E402
 from sparing.quant import Int8Conv2d, Int8Linear  # noqa: E402
 
 
@@ -64,7 +74,77 @@ def test_a_normalization_counts_where_it_takes_one_layer_alone():
     assert {name: s.output for name, s in sites.items()} == {"a": "a", "b": "b", "c": "c", "d": "d", "up": "up"}
     assert sites["d"].feature_shape is None
     assert sites["up"].feature_shape == (4, 9, 9)
-    assert (sites["up"].num_macs, sites["up"].weight_shape) == (9, (2, 2, 3, 3))
+    assert (sites["up"].num_macs, sites["up"].weight_shape) == (2.25, (2, 2, 3, 3))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(4, 2, 1), (2, 2, 1), (3, 1, 1), (4, 2, 4), (6, 3, 2)])
+def test_products_of_transposed_convolutions(kernel, stride, groups):
+    layer = nn.ConvTranspose2d(8, 8, kernel, stride=stride, padding=(kernel - stride) // 2, groups=groups).double()
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    # With ones everywhere an output is the number of its products; away from the borders.
+    counted = layer(torch.ones(1, 8, 32, 32).double())[..., 12:-12, 12:-12].mean().item()
+    assert fault_sites(nn.Sequential(layer))[0].num_macs == pytest.approx(counted)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_of_other_axes(axes, transposed):
+    kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{axes}d")
+    norm = (nn.BatchNorm1d, nn.BatchNorm3d)[axes == 3]
+    model = nn.Sequential(kind(4, 8, 3, groups=2), norm(8), nn.ReLU(), kind(8, 4, 1)).eval()
+    x = torch.randn(2, 4, *[5] * axes)
+    sites = fault_sites(model, x)
+    side = 7 if transposed else 3
+    assert [(s.output, s.feature_shape, s.num_macs) for s in sites] == [
+        ("1", (8, *[side] * axes), 2 * 3**axes),
+        ("3", (4, *[side] * axes), 8),
+    ]
+    assert sites[0].weight_shape == tuple(model[0].weight.shape)
+    fixed_point_(model, x)
+    clean = model(x)
+    with inject(model, BitFlip(p=0.05) + BitBias(p=0.05), seed=1) as injection:
+        assert not torch.equal(model(x), clean)
+        assert set(injection.hits) == {"0", "3"}
+    assert torch.equal(model(x), clean)
+    with pytest.raises(ShapeError, match="expected features n × c"):
+        fault_sites(nn.Sequential(kind(4, 8, 1)), x[0])
+
+
+class TestUnreachedWeights:
+    def model(self):
+        model = nn.Sequential()
+        model.add_module("embed", nn.Embedding(50, 8))
+        model.add_module("attend", nn.MultiheadAttention(8, 2))
+        model.add_module("norm", nn.LayerNorm(8))
+        model.add_module("head", nn.Linear(8, 2))
+        return model
+
+    def test_are_told_once(self):
+        model = self.model()
+        # The head's 16 are reached and the 64 of the attention's own output; 400 and 192 are not.
+        message = r"faults reach 11\.9 % of its weights .*; no fault ever hits embed \(Embedding\), attend \(Multi"
+        with pytest.warns(UnreachedWeightsWarning, match=message), inject(model, BitFlip(p=0.1)):
+            pass
+        with inject(model, BitFlip(p=0.1)):
+            pass
+
+    def test_not_of_what_is_reached(self, network, images):
+        model = network()
+        fault_sites(model, images)
+        fixed_point_(model, images)
+        model.scale = nn.Module()
+        model.scale.register_parameter("gamma", nn.Parameter(torch.ones(6, 1, 1)))
+        fault_sites(copy.deepcopy(model))
+
+    def test_a_shared_weight_is_reached(self):
+        model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9))
+        model[1].weight = model[0].weight
+        fault_sites(model)
+
+    def test_workers_do_not_repeat_it(self):
+        tell_no_more(model := self.model())
+        fault_sites(model)
 
 
 def test_int8_layers_and_parametrized_ones():
@@ -111,7 +191,7 @@ class _Codes(nn.Linear):
 
 
 def test_what_cannot_be_hit():
-    with pytest.raises(ArgumentError, match="expected at least one Conv2d"):
+    with pytest.raises(ArgumentError, match="expected at least one convolution"):
         fault_sites(nn.ReLU())
     with pytest.raises(DtypeError, match=r"expected a torch\.nn\.Module, got int"):
         fault_sites(3)
