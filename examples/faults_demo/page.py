@@ -10,7 +10,7 @@ from faults_demo import search as searching
 from faults_demo.search import Searched
 from faults_demo.training import DRAWS, EPOCHS, SEED, STUCK, Hardened
 from sparing.faults import PairedDifference
-from sparing.faults.statistics import mean_interval
+from sparing.faults.statistics import share_interval
 from sparing.nas.pictures import draw_genotype
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def front_rows(found: Searched) -> list[list[str]]:
 
 def on_test(found: Searched) -> str:
     """How the chosen network does on images and draws that chose nothing."""
-    interval = mean_interval(found.test.faulty_accuracies)
+    interval = share_interval(found.test.faulty_accuracies)
     return (
         f"{found.test.clean_accuracy:.1%} without faults, {found.test.faulty_accuracy:.1%} under them "
         f"(95% interval {interval.low:.1%} to {interval.high:.1%})"

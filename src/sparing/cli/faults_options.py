@@ -83,7 +83,7 @@ def campaign_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.01,
         metavar="X",
-        help="stop when the mean accuracy is known within ±X, as a share; 0: always --max-draws (default: 0.01)",
+        help="stop when the interval of the mean accuracy is at most 2X wide; 0: always --max-draws (default: 0.01)",
     )
     parser.add_argument("--confidence", type=float, default=0.95, metavar="P", help="of intervals (default: 0.95)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")

@@ -56,9 +56,11 @@ def print_points(result: "CampaignResult", *, title: str, first: str) -> None:
             str(point.num_draws),
         )
     Console(width=max(Console().width, _WIDTH)).print(table)
+    chosen = {"only": result.include, "without": result.exclude}
+    sites = "".join(f"; {word} {', '.join(names)}" for word, names in chosen.items() if names)
     print_line(
-        f"{result.num_images:,} images; {_PERCENT * clean:.2f} % without faults; intervals are of the mean over draws "
-        "(Student's t), for these images"
+        f"{result.num_images:,} images{sites}; {_PERCENT * clean:.2f} % without faults; intervals are of the mean over "
+        "draws, for these images"
     )
 
 

@@ -21,9 +21,12 @@ FACTORY = """
 import torch
 from torch import nn
 
-def network(classes=2):
-    torch.manual_seed(0)
+def network(classes=2, seed=0):
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes))
+
+def other():
+    return network(seed=1)
 
 def of_digits():
     return network(10)
@@ -197,13 +200,16 @@ class TestVulnerability:
 
 
 def test_compare(faults, factory, data, tmp_path):
-    for name, sites in (("all", []), ("first", ["--include", "0"])):
-        faults("sweep", factory, "--data", data, *SWEEP, *FEW, *sites, "--out", tmp_path / name)
-    found = faults("compare", tmp_path / "first", tmp_path / "all", "--json")
+    for name in ("network", "other"):
+        model = factory.replace("network", name)
+        faults("sweep", model, "--data", data, *SWEEP, *FEW, "--out", tmp_path / name)
+    found = faults("compare", tmp_path / "network", tmp_path / "other", "--json")
     assert [row["rate"] for row in found["differences"]] == [0, 0.05, 0.3]
-    assert found["differences"][0]["mean"] == 0
-    assert "first minus all" in faults("compare", tmp_path / "first", tmp_path / "all")
-    assert "no such file" in faults("compare", tmp_path / "x", tmp_path / "all", code=2).lower()
+    assert "network minus other" in faults("compare", tmp_path / "network", tmp_path / "other")
+    assert "no such file" in faults("compare", tmp_path / "x", tmp_path / "other", code=2).lower()
+    part = faults("sweep", factory, "--data", data, *SWEEP, *FEW, "--include", "0", "--out", tmp_path / "part")
+    assert "images; only 0; " in part
+    assert "include: first ('0',), second None" in faults("compare", tmp_path / "part", tmp_path / "other", code=2)
 
 
 @pytest.mark.parametrize(
