@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sparing.errors import ArgumentError, DtypeError, ShapeError
+from sparing.errors import ArgumentError, ConfigError, DtypeError, ShapeError
 from sparing.faults.campaign_counts import DrawCounts, FaultPoint
 from sparing.faults.campaign_records import CampaignFolder, DrawRecord
 from sparing.faults.campaign_result import RESULT_FILE, CampaignConfig, CampaignResult
@@ -40,6 +40,7 @@ gives them, such as a DataLoader. It is read once, and what it gave is kept for 
 _Batches = Sequence[tuple[Tensor, Tensor]]
 
 _EXAMPLES = 32
+_ROUNDED_OTHERWISE = 0.01
 _AHEAD = 2  # draws a worker, in work and waiting
 
 
@@ -196,13 +197,20 @@ def _draw_all(executor: WorkExecutor, counts: DrawCounts, files: CampaignFolder 
 
 
 def _clean_predictions(model: nn.Module, batches: _Batches, files: CampaignFolder | None) -> Tensor:
-    kept = files.clean_predictions() if files else None
-    if kept is not None:
-        return torch.from_numpy(kept)
     found = _predictions(model, batches)
-    if files:
+    kept = files.clean_predictions() if files else None
+    if files and kept is None:
         files.keep_clean_predictions(found.numpy())
-    return found
+    if kept is None:
+        return found
+    # What a forward pass calls besides modules is not in the fingerprint. Other processors may round a few otherwise.
+    differing = float((found.numpy() != kept).mean())
+    if differing > _ROUNDED_OTHERWISE:
+        raise ConfigError(
+            f"folder: it holds the campaign of a network that predicts other classes for {differing:.1%} of the images "
+            "without faults, though it has these weights; use another folder for this one"
+        )
+    return torch.from_numpy(kept)
 
 
 def _predictions(model: nn.Module, batches: _Batches) -> Tensor:

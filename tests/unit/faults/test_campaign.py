@@ -307,6 +307,21 @@ class TestFolder:
         with pytest.raises(ConfigError, match=r"range_clip: saved \"RangeClip\(beyond='bound'\)\", now .*'zero'"):
             run(model, batches, folder=tmp_path / "clipped")
 
+    def test_other_code_with_the_same_modules_is_refused(self, made, tmp_path):
+        class Net(nn.Module):
+            def __init__(self, inner, factor):
+                super().__init__()
+                self.inner, self.factor = inner, factor
+
+            def forward(self, x):
+                return self.factor * self.inner(x)
+
+        model, batches = made
+        before = run(Net(model, 1), batches, folder=tmp_path)
+        assert run(Net(model, 1), batches, folder=tmp_path) == before
+        with pytest.raises(ConfigError, match=r"a network that predicts other classes for [0-9.]+% of the images"):
+            run(Net(model, -1), batches, folder=tmp_path)
+
     def test_what_modules_print_of_memory_is_of_no_matter(self, made, tmp_path):
         model, batches = made
         for _ in range(2):
