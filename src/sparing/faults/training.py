@@ -159,7 +159,10 @@ class WeightClippingStep:
         return loss.detach()
 
     def after_update_(self, model: nn.Module) -> None:
-        """Clips what an update of the weights has left."""
+        """Clips what an update of the weights has left, after what the other step does then."""
+        after_update_ = getattr(self.step, "after_update_", None)
+        if after_update_ is not None:
+            after_update_(model)
         clip_weights_(model, self.limit)
 
 

@@ -121,6 +121,12 @@ def test_weight_clipping():
     assert model[0].weight.grad is not None
 
 
+def test_a_step_inside_has_its_turn_after_updates_too():
+    model = network()
+    WeightClippingStep(1.0, step=WeightClippingStep(0.01)).after_update_(model)
+    assert model[0].weight.abs().max().item() == pytest.approx(0.01)
+
+
 def test_no_weight_beyond_the_limit_is_returned(tmp_path):
     def trained(folder=None, **options):
         model, step = fixed(), WeightClippingStep(0.125, step=FaultTolerantStep(BitFlip(p=1e-3)))
