@@ -63,13 +63,13 @@ struct Scoring {
     struct Plan {
         Plan(const CodeLayout &layout, const Query &query)
             : dim(layout.padded_dim()), head_stride(layout.head_stride()), tail_stride(layout.tail_stride()),
-              steps(layout.steps_offset()), offset_at(layout.offset_offset()), level(layout.level_offset()), values(layout.values_offset()),
-              head_terms(layout.head_terms_offset()), tail_terms(layout.tail_terms_offset()),
-              num_head_terms(layout.head_terms()), num_tail_terms(layout.terms - layout.head_terms()),
-              dense(query.dense_int8.data()), rounds(query.table.rounds.data()), num_rounds(query.table.num_rounds),
-              multiplier(query.table.multiplier), sum(query.dense_sum), sign_factor(query.sign_factor),
-              dense_factor(query.dense_factor), offset_weight(query.offset_weight), offset(query.offset),
-              sparse_factor(query.sparse_factor) {}
+              steps(layout.steps_offset()), offset_at(layout.offset_offset()), level(layout.level_offset()),
+              values(layout.values_offset()), head_terms(layout.head_terms_offset()),
+              tail_terms(layout.tail_terms_offset()), num_head_terms(layout.head_terms()),
+              num_tail_terms(layout.terms - layout.head_terms()), dense(query.dense_int8.data()),
+              rounds(query.table.rounds.data()), num_rounds(query.table.num_rounds), multiplier(query.table.multiplier),
+              sum(query.dense_sum), sign_factor(query.sign_factor), dense_factor(query.dense_factor),
+              offset_weight(query.offset_weight), offset(query.offset), sparse_factor(query.sparse_factor) {}
         size_t dim, head_stride, tail_stride, steps, offset_at, level, values, head_terms, tail_terms, num_head_terms,
             num_tail_terms;
         const int8_t *dense;
@@ -118,7 +118,8 @@ struct Scoring {
         };
         Isa::sum4(match, sums);
         for (size_t j = 0; j < 4; ++j)
-            out[j] += plan.sparse_factor * load_step(heads[j] + plan.steps + sizeof(Bits16)) * static_cast<float>(sums[j]);
+            out[j] +=
+                plan.sparse_factor * load_step(heads[j] + plan.steps + sizeof(Bits16)) * static_cast<float>(sums[j]);
     }
 
     static void score_heads(const ItemView &view, const Query &query, const uint32_t *ids, size_t count, float *out) {
