@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparing.errors import ArgumentError, FormatError, ReadOnlyError, ShapeError
+from sparing.errors import ArgumentError, DuplicateIdError, FormatError, ReadOnlyError
 from sparing.hybrid._native import core
 from sparing.hybrid.alignment import Alignment, align
 from sparing.hybrid.config import HybridConfig, make_config
@@ -140,7 +140,6 @@ class HybridIndex:
             raise ReadOnlyError(
                 "this index was opened with mmap=True and is read-only; open it with mmap=False to change it"
             )
-        self._check_dim(rows)
         with self._change:
             state = self._state
             if state.measured >= SETTLED or rows.count + len(state.native) < max(2 * state.measured, 1):
@@ -148,8 +147,14 @@ class HybridIndex:
                 return
             held = state.native.arrays()
             kept = held["deleted"] == 0
-            together = _concatenated(_stored_rows(held, kept, self._dim), rows)
-            ids_together = np.concatenate([held["ids"][kept], item_ids])
+            there = np.flatnonzero(np.isin(item_ids, held["ids"][kept]))
+            if there.size:
+                raise DuplicateIdError(
+                    f"id {item_ids[there[0]]} is in the index already; use update() to replace an item"
+                )
+            # New items first: errors number their rows as the caller does.
+            together = _concatenated(rows, _stored_rows(held, kept, self._dim), self._dim)
+            ids_together = np.concatenate([item_ids, held["ids"][kept]])
             self._state = self._build(together, ids_together, num_threads, progress)
 
     def update(
@@ -349,10 +354,6 @@ class HybridIndex:
         verify_artifact(path)
         HybridIndex.open(path)
 
-    def _check_dim(self, rows: Rows) -> None:
-        if rows.dense is not None and rows.dense.shape[1] != self._dim:
-            raise ShapeError(f"dense: this index holds {self._dim} dimensions, got {rows.dense.shape[1]}")
-
     def _build(self, rows: Rows, ids: npt.NDArray[np.int64], num_threads: int, progress: Progress | None) -> "_State":
         config = self._config
         if config.scale is not None:
@@ -447,16 +448,13 @@ def _stored_rows(arrays: dict[str, Any], kept: npt.NDArray[np.bool_], dim: int) 
     return Rows(int(kept.sum()), dense.reshape(-1, dim)[kept] if dim else None, begin, terms[inside], values[inside])
 
 
-def _concatenated(first: Rows, second: Rows) -> Rows:
-    """Items of an index, then new ones; an absent part is made of zeros or empty rows."""
-    dense = first.dense
-    if dense is not None:
-        more = np.zeros((second.count, dense.shape[1]), np.float32) if second.dense is None else second.dense
-        dense = np.concatenate([dense, more])
+def _concatenated(first: Rows, second: Rows, dim: int) -> Rows:
+    """Items, then others; an absent part is made of zeros or empty rows."""
+    parts = [np.zeros((rows.count, dim), np.float32) if rows.dense is None else rows.dense for rows in (first, second)]
     (begin, terms, values), (more_begin, more_terms, more_values) = _sparse_of(first), _sparse_of(second)
     return Rows(
         first.count + second.count,
-        dense,
+        np.concatenate(parts) if dim else None,
         np.concatenate([begin, begin[-1] + more_begin[1:]]),
         np.concatenate([terms, more_terms]),
         np.concatenate([values, more_values]),

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from sparing.hybrid.inputs import Rows
 
-__all__ = ["FEWEST_TERMS", "MOST_TERMS", "kept_terms", "shared_error"]
+__all__ = ["kept_terms", "shared_error"]
 
 FEWEST_TERMS, MOST_TERMS = 56, 1024
 GROUP = 8  # neighbours in order of weight that one byte may serve, as in cpp/include/sparing/codes.hpp
@@ -50,7 +50,7 @@ def kept_terms(rows: Rows, share: float) -> int:
         lost = shared_error(weights[some, :terms], sizes[some], terms) / part
         if kept[terms - 1] / whole - lost >= share - 1e-3:
             break
-        terms += GROUP * -(-terms // (8 * GROUP))
+        terms += GROUP * -(-terms // (8 * GROUP))  # an eighth more, in whole groups
     return min(terms, MOST_TERMS)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparing.errors import ArgumentError, ShapeError
 from sparing.pim.block_ranges import RangeRule, block_codes, block_cuts, block_steps, max_code
 from sparing.pim.crossbar import BlockGrid
-from sparing.quant.ranges import widen
+from sparing.quant.ranges import keep_float32_, widen
 
 __all__ = ["BlockQuantizer"]
 
@@ -142,10 +142,9 @@ class BlockQuantizer(nn.Module):
             raise ShapeError(f"stored: expected shape {self.shape}, got {tuple(stored.shape)}")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        steps = self.steps
+        before = {"steps": self.steps}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.steps.dtype != torch.float32:
-            self.steps = steps.to(self.steps.device)
+        keep_float32_(self, before)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

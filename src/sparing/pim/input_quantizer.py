@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError
-from sparing.quant.ranges import widen
+from sparing.quant.ranges import keep_float32_, widen
 
 __all__ = ["InputQuantizer"]
 
@@ -143,10 +143,9 @@ class InputQuantizer(nn.Module):
         return step.clamp_min_(torch.finfo(torch.float32).tiny)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        step = self.step
+        before = {"step": self.step}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.step.dtype != torch.float32:
-            self.step = step.to(self.step.device)
+        keep_float32_(self, before)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

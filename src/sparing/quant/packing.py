@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sparing.errors import ArgumentError, DtypeError, ShapeError
-from sparing.quant.ranges import check_finite, widen
+from sparing.quant.ranges import check_finite, keep_float32_, widen
 
 __all__ = ["Int8Layer"]
 
@@ -109,12 +109,9 @@ class Int8Layer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self.unpack_()
-        exact = {"weight_scale": self.weight_scale, "bias": self.bias}
+        before = {"weight_scale": self.weight_scale, "bias": self.bias}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in exact.items():
-            after = getattr(self, name)
-            if after is not None and before is not None and after.dtype != torch.float32:
-                setattr(self, name, before.to(after.device))
+        keep_float32_(self, before)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

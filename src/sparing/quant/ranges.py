@@ -1,6 +1,6 @@
 """Ranges: which part of the values a grid covers, by extremes, percentile or least squared error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -9,7 +9,7 @@ from sparing.quant.dual_range import dual_codes, dual_params, dual_values
 from sparing.quant.spec import QuantParams, QuantSpec
 from sparing.quant.uniform import uniform_codes, uniform_params, uniform_values
 
-__all__ = ["as_rows", "check_finite", "codes_of", "find_params", "values_of", "widen"]
+__all__ = ["as_rows", "check_finite", "codes_of", "find_params", "keep_float32_", "values_of", "widen"]
 
 _COARSE = [1 - i / 20 for i in range(1, 16)]
 _FINE = [i / 100 for i in range(-4, 5) if i]
@@ -106,6 +106,18 @@ def widen(x: torch.Tensor, *, name: str = "x") -> torch.Tensor:
     if not x.is_floating_point():
         raise DtypeError(f"{name}: expected a floating dtype, got {x.dtype}")
     return x if x.dtype == torch.float64 else x.float()
+
+
+def keep_float32_(module: torch.nn.Module, before: Mapping[str, torch.Tensor | None]) -> None:
+    """Puts back what a move to another dtype rounded, on the device where the module is now.
+
+    Args:
+        module: after its ``_apply``.
+        before: float32 tensors of it by name, as they were; None where there is none.
+    """
+    for name, tensor in before.items():
+        if tensor is not None and getattr(module, name).dtype != torch.float32:
+            setattr(module, name, tensor.to(getattr(module, name).device))
 
 
 def check_finite(x: torch.Tensor, *, name: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("sparing._core", reason="needs the compiled core")
 
-from sparing.errors import DuplicateIdError
+from sparing.errors import DuplicateIdError, NonFiniteError
 from sparing.hybrid import HybridConfig, HybridIndex
 from sparing.hybrid.alignment import Alignment, align
 from sparing.hybrid.inputs import as_rows
@@ -113,14 +113,22 @@ def test_an_index_filled_item_by_item_is_measured_as_one_built_at_once():
     assert (a.ids == b.ids).mean() > 0.95
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_growing_index_keeps_what_it_was_told(tmp_path):
     dense, sparse = np.eye(8, dtype=np.float32), [{i: 1.0} for i in range(8)]
     index = HybridIndex.build(dense[:2], sparse[:2], ids=[5, 6], config=HybridConfig(degree=4, doc_terms=64))
     index.delete([5])
     index.save(tmp_path / "two")
     for opened in (index, HybridIndex.open(tmp_path / "two")):
-        with pytest.raises(DuplicateIdError):
+        with pytest.raises(DuplicateIdError, match=r"id 6 is in the index already; use update"):
             opened.add(dense, sparse, ids=[1, 2, 3, 4, 5, 6, 7, 8])
+        with pytest.raises(NonFiniteError, match=r"dense item row 3, column 0 is nan"):
+            opened.add(np.where(np.arange(8)[:, None] == 3, np.nan, dense), sparse, ids=np.arange(10, 18))
+        with pytest.raises(KeyboardInterrupt):
+            opened.add(dense, sparse, ids=np.arange(10, 18), progress=interrupt)
         assert len(opened) == 1  # nothing happened
         opened.add(dense[2:], None, ids=[1, 2, 3, 4, 7, 8])
         opened.update(dense[:1], sparse[:1], ids=[6])

@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("sparing._core", reason="needs the compiled core")
 
 from sparing.hybrid import HybridConfig, HybridIndex
+from sparing.hybrid.pruning import shared_error
 
 
 def unit(rng, count, dim=64):
@@ -87,3 +88,14 @@ def test_kept_terms_are_those_of_the_share():
     for share, terms in ((0.1, 56), (0.5, 104), (0.52, 104), (0.525, 112), (1.0, 200)):
         assert HybridIndex.build(None, rows, config=HybridConfig(term_share=share)).stats.doc_terms == terms
     assert HybridIndex.build(None, [dict.fromkeys(range(3000), 1.0)]).stats.doc_terms == 1024
+
+
+def test_the_error_of_shared_bytes_is_the_least():
+    rng = np.random.default_rng(4)
+    for size in (3, 11, 16):
+        row = np.sort(rng.gamma(1, 1, size))[::-1]
+        # 16 places: two groups of at most 8.
+        parts = [(row[:at], row[at:]) for at in range(size + 1) if at <= 8 and size - at <= 8]
+        least = min(sum(float(((part - part.mean()) ** 2).sum()) for part in two if len(part)) for two in parts)
+        padded = np.pad(row, (0, 16 - size))[None]
+        assert shared_error(padded, np.array([size]), 16) == pytest.approx(least)
