@@ -83,7 +83,8 @@ def run_stage(stage: str, bench: sessions.Bench, options: argparse.Namespace) ->
         rounds=bench.rounds,
         builds_considered=options.builds or "all",
         built_only=options.built_only,
-        timing="milliseconds a query: best, median and worst of the rounds; a round is one batch of all queries",
+        timing="milliseconds a query: best, median and worst of the rounds; a round is the batch of all queries, "
+        "repeated for 0.1 s if it takes less",
     )
 
 

@@ -13,13 +13,11 @@ namespace {
 
 constexpr float kTiny = 1e-30F; ///< smaller parts count as absent in traversal: their steps would underflow
 
+/// Of finite values. Sizes of floats are in the order of their bits, and integers a compiler compares side by side.
 float largest(const float *x, size_t n) {
-    float lanes[16] = {}; // lanes, so that a compiler keeps them in registers
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (size_t j = 0; j < 16; ++j) lanes[j] = std::fabs(x[i + j]) > lanes[j] ? std::fabs(x[i + j]) : lanes[j];
-    for (; i < n; ++i) lanes[0] = std::max(lanes[0], std::fabs(x[i]));
-    return *std::max_element(lanes, lanes + 16);
+    uint32_t most = 0;
+    for (size_t i = 0; i < n; ++i) most = std::max(most, std::bit_cast<uint32_t>(x[i]) & 0x7FFFFFFFU);
+    return std::bit_cast<float>(most);
 }
 
 bool bit_of(const uint8_t *plane, size_t i) { return (plane[i / 8] >> (i % 8) & 1U) != 0; }
@@ -147,6 +145,15 @@ std::vector<size_t> group_sizes(std::span<const float> values, size_t groups) {
 
 /// Largest bucket under a multiplier: the number of rounds that it needs, or anything from `limit` on.
 size_t rounds_needed(std::span<const uint16_t> prints, uint16_t multiplier, size_t limit) {
+    uint64_t full = 0; // buckets that hold one
+    if (limit == 2) {
+        for (const uint16_t print : prints) {
+            const uint64_t bit = uint64_t{1} << TermTable::bucket(print, multiplier);
+            if ((full & bit) != 0) return 2;
+            full |= bit;
+        }
+        return 1;
+    }
     uint32_t load[TermTable::kBuckets] = {};
     size_t worst = 0;
     for (size_t i = 0; i < prints.size() && worst < limit; ++i)
@@ -277,8 +284,8 @@ float set_int8(const CodeLayout &layout, const float *dense, Query &query) {
     constexpr float kRound = 12582912.F; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     const float inverse = 127.F / peak;
     int32_t sum = 0;
-    int8_t *const out = query.dense_int8.data();
-    for (size_t i = 0; i < layout.dim; ++i) {
+    int8_t *__restrict const out = query.dense_int8.data();
+    for (size_t i = 0, dim = layout.dim; i < dim; ++i) {
         const int32_t code = std::bit_cast<int32_t>(dense[i] * inverse + kRound) - std::bit_cast<int32_t>(kRound);
         out[i] = static_cast<int8_t>(code);
         sum += code;

@@ -42,22 +42,52 @@ struct Scoring {
         return view.terms->is_narrow() ? match(view.terms->narrow_data()) : match(view.terms->wide_data());
     }
 
+    /// Records of one kind.
+    struct Records {
+        const uint8_t *begin;
+        size_t stride;
+        Lines lines;
+        SPARING_INLINE const uint8_t *operator[](uint32_t id) const { return begin + id * stride; }
+    };
+    SPARING_INLINE static Records heads_of(const ItemView &view, const Query &query) {
+        return {view.heads, view.layout.head_stride(), head_lines(view.layout, query)};
+    }
+    SPARING_INLINE static Records tails_of(const ItemView &view, const Query &query) {
+        return {view.tails, view.layout.tail_stride(), tail_lines(view.layout, query)};
+    }
+
     /// Calls body(i, group, records) for items in groups of four, whose sums are reduced side by side, where one alone
     /// would wait on itself; the records ahead are fetched meanwhile. A last group is filled up with its first item.
     template <class Body>
-    SPARING_INLINE static void by_four(const uint8_t *begin, size_t stride, const Lines &lines, const uint32_t *ids,
-                                       size_t count, Body &&body) {
-        for (size_t i = 0; i < kAhead && i < count; ++i) lines.prefetch<3>(begin + ids[i] * stride);
+    SPARING_INLINE static void by_four(const Records &all, const uint32_t *ids, size_t count, Body &&body) {
+        for (size_t i = 0; i < kAhead && i < count; ++i) all.lines.template prefetch<3>(all[ids[i]]);
         for (size_t i = 0; i < count; i += 4) {
             const size_t group = count - i < 4 ? count - i : 4;
             const uint8_t *records[4];
             for (size_t j = 0; j < 4; ++j) {
-                records[j] = begin + ids[i + (j < group ? j : 0)] * stride;
-                if (i + j + kAhead < count) lines.prefetch<3>(begin + ids[i + j + kAhead] * stride);
+                records[j] = all[ids[i + (j < group ? j : 0)]];
+                if (i + j + kAhead < count) all.lines.template prefetch<3>(all[ids[i + j + kAhead]]);
             }
             body(i, group, records);
         }
     }
+
+    /// Asks for records a few at a time, evenly over the groups of `count` others: a processor that is asked for all at
+    /// once stops until most are under way.
+    class Asking {
+      public:
+        SPARING_INLINE Asking(const Records &all, std::span<const uint32_t> ids, size_t count)
+            : all_(all), ids_(ids), share_(count == 0 ? ids.size() : (4 * ids.size() + count - 1) / count) {}
+        SPARING_INLINE void ask() {
+            for (const size_t end = std::min(asked_ + share_, ids_.size()); asked_ < end; ++asked_)
+                all_.lines.template prefetch<2>(all_[ids_[asked_]]);
+        }
+
+      private:
+        Records all_;
+        std::span<const uint32_t> ids_;
+        size_t share_, asked_ = 0;
+    };
 
     /// What the loops read of a layout and a query, by value: written scores cannot change it.
     struct Plan {
@@ -131,7 +161,7 @@ struct Scoring {
             return;
         }
         const Plan plan(layout, query);
-        by_four(view.heads, plan.head_stride, head_lines(layout, query), ids, count,
+        by_four(heads_of(view, query), ids, count,
                 [&](size_t i, size_t group, const uint8_t *const *heads) __attribute__((always_inline)) {
                     float score[4] = {};
                     if (dense) {
@@ -144,13 +174,15 @@ struct Scoring {
     }
 
     static void score_tails(const ItemView &view, const Query &query, const uint32_t *ids, size_t count,
-                            float *scores) {
+                            std::span<const uint32_t> coming, float *scores) {
         const CodeLayout &layout = view.layout;
         const DenseCode code = layout.dense;
         const bool dense = query.dense_factor != 0;
         const bool full = query.sparse_factor != 0 && layout.terms == 0;
         const bool sparse = query.sparse_factor != 0 && layout.terms > kHeadTerms;
-        if (!dense && !sparse && !full) return;
+        const size_t scored = dense || sparse || full ? count : 0;
+        Asking heads_to_come(heads_of(view, query), coming, scored);
+        if (scored == 0) return heads_to_come.ask();
         const Plan plan(layout, query);
         // In int4 a sign is 8 of 15 steps, estimated as 4 on either side of 0: the other bits are added to that.
         const bool replaces = dense && code != DenseCode::Int4 && layout.has_signs();
@@ -161,8 +193,9 @@ struct Scoring {
         const float zero = (code == DenseCode::Int4 ? 3.5F : 128.F) * static_cast<float>(plan.sum);
         if (full)
             for (size_t i = 0; i < 2 && i < count; ++i) prefetch_row(view, ids[i]);
-        by_four(view.tails, plan.tail_stride, tail_lines(layout, query), ids, count,
+        by_four(tails_of(view, query), ids, count,
                 [&](size_t i, size_t group, const uint8_t *const *tails) __attribute__((always_inline)) {
+                    heads_to_come.ask();
                     const uint8_t *heads[4];
                     for (size_t j = 0; j < 4; ++j)
                         heads[j] = view.heads + ids[i + (j < group ? j : 0)] * plan.head_stride;

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <functional>
 #include <limits>
 
 namespace sparing {
@@ -33,7 +32,8 @@ class Beam {
   public:
     Beam(std::vector<uint64_t> &memory, size_t width) : width_(width) {
         if (memory.size() < width + 1) memory.resize(width + 1);
-        keys_ = memory.data();
+        memory[0] = kNone;
+        keys_ = memory.data() + 1;
     }
     static uint64_t key(float score, uint32_t item) {
         const auto bits = std::bit_cast<uint32_t>(score + 0.F); // -0 counts as 0
@@ -46,31 +46,10 @@ class Beam {
         return std::bit_cast<float>((ordered >> 31) != 0 ? ordered ^ 0x80000000U : ~ordered);
     }
 
-    /// Places those of `keys` that are among the best; they may be left in another order.
-    void insert(uint64_t *keys, size_t count) {
-        constexpr size_t kFew = 16;
-        uint64_t few[kFew];
-        if (count <= kFew) { // by counting, without a branch: the outcome cannot be predicted
-            for (size_t i = 0; i < count; ++i) {
-                size_t place = 0;
-                for (size_t j = 0; j < count; ++j) place += keys[j] > keys[i] ? 1 : 0;
-                few[place] = keys[i];
-            }
-            keys = few;
-        } else {
-            std::sort(keys, keys + count, std::greater<>());
-        }
-        size_t old = size_;
-        size_ = std::min(size_ + count, width_);
-        while (old + count > size_) // what falls off the end
-            (count == 0 || (old != 0 && keys_[old - 1] < keys[count - 1]) ? old : count) -= 1;
-        size_t end = size_;
-        for (; count != 0; --end) {
-            const uint64_t x = old == 0 ? ~uint64_t{0} : keys_[old - 1], y = keys[count - 1];
-            keys_[end - 1] = x < y ? x : y;
-            (x < y ? old : count) -= 1;
-        }
-        if (end != size_) cursor_ = std::min(cursor_, end);
+    /// Places those of `keys` that are among the best.
+    void insert(const uint64_t *keys, size_t count) {
+        for (; count > kFew; keys += kFew, count -= kFew) insert_few(keys, kFew);
+        insert_few(keys, count);
     }
     /// The best unexpanded item, marked expanded; kNoItem when none is left.
     uint32_t next() {
@@ -86,6 +65,36 @@ class Beam {
 
   private:
     static constexpr uint32_t kLastItem = 0x7FFFFFFFU;
+    static constexpr uint64_t kNone = ~uint64_t{0}; ///< before the first: above all keys
+    static constexpr size_t kFew = 16;
+
+    /// Without a branch on what is larger: it cannot be predicted.
+    void insert_few(const uint64_t *keys, size_t count) {
+        uint64_t few[kFew + 1];
+        few[0] = kNone;
+        for (size_t i = 0; i < count; ++i) {
+            size_t place = 1;
+            for (size_t j = 0; j < count; ++j) place += keys[j] > keys[i] ? 1 : 0;
+            few[place] = keys[i];
+        }
+        size_t old = size_;
+        size_ = std::min(size_ + count, width_);
+        for (size_t fall = old + count - size_; fall != 0; --fall) { // off the end
+            const size_t is_old = keys_[old - 1] < few[count] ? 1 : 0;
+            old -= is_old;
+            count -= 1 - is_old;
+        }
+        size_t end = size_;
+        for (; count != 0; --end) {
+            const uint64_t x = keys_[old - 1], y = few[count];
+            keys_[end - 1] = x < y ? x : y;
+            const size_t is_old = x < y ? 1 : 0;
+            old -= is_old;
+            count -= 1 - is_old;
+        }
+        cursor_ = std::min(cursor_, end == size_ ? cursor_ : end);
+    }
+
     uint64_t *keys_ = nullptr;
     size_t width_, size_ = 0, cursor_ = 0;
 };
@@ -310,7 +319,6 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
     Beam beam(scratch.beam, width);
     FirstLook look(storage, query, ranking);
     scratch.begin(storage.size());
-    auto fetch_heads = [&] { fetch(storage.heads.data(), layout.head_stride(), of_head, scratch.block()); };
     auto fetch_row = [&](uint32_t item) __attribute__((always_inline)) {
         const uint32_t *row = links.row(item);
         for (size_t j = 0; j < links.stride; j += 16) __builtin_prefetch(row + j);
@@ -319,28 +327,28 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
     std::span<const uint32_t> items; ///< those being scored
     bool learns = false;
     auto take_heads = [&](size_t begin, size_t end) { // of the items met
-        items = {scratch.met.data() + begin, end - begin};
-        if (scratch.scores.size() < items.size()) scratch.scores.resize(2 * items.size());
-        if (scratch.items.size() < items.size()) scratch.items.resize(2 * items.size());
+        const std::span<const uint32_t> met{scratch.met.data() + begin, end - begin};
+        if (scratch.scores.size() < met.size()) scratch.scores.resize(2 * met.size());
+        if (scratch.items.size() < met.size()) scratch.items.resize(2 * met.size());
         float *const scores = scratch.scores.data();
-        kernels().score_heads(storage.view(), query, items.data(), items.size(), scores);
-        counts.heads += items.size();
+        kernels().score_heads(storage.view(), query, met.data(), met.size(), scores);
+        counts.heads += met.size();
         const float bar = beam.size() == width ? look.bar(beam.worst()) : kNoBar;
         learns = bar == kNoBar;
-        if (learns) scratch.estimates.assign(scores, scores + items.size());
+        if (learns) scratch.estimates.assign(scores, scores + met.size());
         size_t left = 0;
-        for (size_t i = 0; i < items.size(); ++i) { // without a branch: the outcome cannot be predicted
-            scratch.items[left] = items[i];
+        for (size_t i = 0; i < met.size(); ++i) { // without a branch: the outcome cannot be predicted
+            scratch.items[left] = met[i];
             scores[left] = scores[i];
             left += scores[i] > bar || learns ? 1 : 0;
         }
         items = {scratch.items.data(), left};
         fetch(storage.tails.data(), layout.tail_stride(), of_tail, items);
     };
-    auto take_tails = [&] {
+    auto take_tails = [&](std::span<const uint32_t> coming) { // whose heads are next
         float *const scores = scratch.scores.data();
         if (scratch.keys.size() < items.size()) scratch.keys.resize(2 * items.size());
-        kernels().score_tails(storage.view(), query, items.data(), items.size(), scores);
+        kernels().score_tails(storage.view(), query, items.data(), items.size(), coming, scores);
         if (learns) look.learn(scratch.estimates.data(), scores, items.size());
         count_scored(query, items.size(), counts);
         ranking.apply(items.data(), items.size(), scores);
@@ -352,11 +360,14 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
         beam.insert(scratch.keys.data(), good);
     };
     meet_starts(storage, query, scratch);
-    fetch_heads();
+    const std::span<const uint32_t> starts = scratch.block();
+    fetch(storage.heads.data(), layout.head_stride(), of_head, starts.first(std::min(kFirst, starts.size())));
     size_t taken = 0; // of the items met
-    for (; taken < scratch.num_met; taken = std::min(taken + kFirst, scratch.num_met)) {
-        take_heads(taken, std::min(taken + kFirst, scratch.num_met));
-        take_tails();
+    while (taken < starts.size()) {
+        const size_t end = std::min(taken + kFirst, starts.size());
+        take_heads(taken, end);
+        taken = end;
+        take_tails(starts.subspan(taken, std::min(kFirst, starts.size() - taken)));
     }
     // Rows are on their way while heads are scored, tails while rows are read, heads while tails are scored: what is
     // expanded next is chosen before the block at hand is known.
@@ -375,8 +386,7 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
         take_heads(taken, end);
         scratch.open_block();
         for (size_t i = 0; i < expanded; ++i) scratch.meet(links.row(next[i]), links.stride);
-        fetch_heads();
-        take_tails();
+        take_tails(scratch.block());
         taken = end;
     }
     scratch.end();

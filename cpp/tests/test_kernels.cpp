@@ -69,8 +69,8 @@ void compare(const Shape &shape, uint32_t seed) {
                 kernels("scalar").score_heads(storage.view(), query, ids.data(), count, plain.data());
                 other.score_heads(storage.view(), query, ids.data(), count, fast.data());
                 for (size_t i = 0; i < count; ++i) CHECK_FOR(name_of(level, shape), near(plain[i], fast[i], size));
-                kernels("scalar").score_tails(storage.view(), query, ids.data(), count, plain.data());
-                other.score_tails(storage.view(), query, ids.data(), count, fast.data());
+                kernels("scalar").score_tails(storage.view(), query, ids.data(), count, {}, plain.data());
+                other.score_tails(storage.view(), query, ids.data(), count, ids, fast.data());
                 for (size_t i = 0; i < count; ++i) CHECK_FOR(name_of(level, shape), near(plain[i], fast[i], size));
                 if (q == kQueries) continue;
                 kernels("scalar").score_exact(storage.view(), query, ids.data(), count, 0, plain.data());

@@ -20,8 +20,9 @@ struct Kernels {
     const char *name;
     /// out[i] = what the head of item ids[i] says about its score.
     void (*score_heads)(const ItemView &, const Query &, const uint32_t *ids, size_t count, float *out);
-    /// Makes of scores by heads traversal scores, in place.
-    void (*score_tails)(const ItemView &, const Query &, const uint32_t *ids, size_t count, float *scores);
+    /// Makes of scores by heads traversal scores, in place. Meanwhile the heads of `coming` items are asked for.
+    void (*score_tails)(const ItemView &, const Query &, const uint32_t *ids, size_t count,
+                        std::span<const uint32_t> coming, float *scores);
     /// out[i] = full-precision score of item ids[i]; `coming` more ids behind them may be fetched into the cache.
     void (*score_exact)(const ItemView &, const Query &, const uint32_t *ids, size_t count, size_t coming, float *out);
 };
@@ -30,7 +31,7 @@ struct Kernels {
 inline void score_codes(const Kernels &kernels, const ItemView &view, const Query &query, const uint32_t *ids,
                         size_t count, float *out) {
     kernels.score_heads(view, query, ids, count, out);
-    kernels.score_tails(view, query, ids, count, out);
+    kernels.score_tails(view, query, ids, count, {}, out);
 }
 
 /// The best kernels of this CPU, or those named by the environment variable SPARING_SIMD (scalar, avx2, avx512).
