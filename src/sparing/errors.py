@@ -15,6 +15,7 @@
     │   └── VersionError                       ... or written in a version that this release does not read
     ├── BusyError           (BlockingIOError)  another writer holds the lock
     ├── ReadOnlyError       (PermissionError)  a change to something that was opened for reading
+    ├── ClosedError         (ValueError)       something is asked of what was closed
     ├── MissingExtraError   (ImportError)      an optional package is not installed
     └── CoreMissingError    (ImportError)      the compiled extension is missing or does not load
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "BusyError",
+    "ClosedError",
     "ConfigError",
     "CoreMissingError",
     "DtypeError",
@@ -122,6 +124,10 @@ class BusyError(SparingError, BlockingIOError):
 
 class ReadOnlyError(SparingError, PermissionError):
     """A change to something that was opened for reading only."""
+
+
+class ClosedError(SparingError, ValueError):
+    """Something is asked of what was closed."""
 
 
 class MissingExtraError(SparingError, ImportError):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sparing.errors import (
     ArgumentError,
+    ClosedError,
     DtypeError,
     DuplicateIdError,
     FormatError,
@@ -329,15 +330,22 @@ class DocumentStore:
         self._connection.executemany("INSERT INTO tags VALUES (?, ?, ?)", tags)
 
     def _rows(self, sql: str, *parameters: str) -> list[tuple[Any, ...]]:
+        with self._open() as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _sqlite_errors(self._path):
-            return self._connection.execute(sql, parameters).fetchall()
+            if not self._close.alive:
+                raise ClosedError(f"{self._path}: closed before; open the index again")
+            yield self._connection
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
         if not self._writable:
             raise ReadOnlyError(f"{self._path}: open for reading only")
-        with self._lock, _sqlite_errors(self._path):
-            yield self._connection
+        with self._open() as connection:
+            yield connection
 
     def _prepare_for_writing(self) -> None:
         # The whole folder is put in force or thrown away, so that a journal and flushes here would only cost time.

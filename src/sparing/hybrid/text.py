@@ -204,7 +204,7 @@ class TextIndex:
         Contents.verify(current_generation(path))
 
     def close(self) -> None:
-        """Closes the files. The index must not be used afterwards."""
+        """Closes the files. Documents are not read any more then (:class:`~sparing.errors.ClosedError`)."""
         self._contents.documents.close()
 
     def __enter__(self) -> Self:

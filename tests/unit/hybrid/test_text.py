@@ -14,6 +14,7 @@ pytest.importorskip("bm25s", reason="needs sparing[text]")
 from sparing.errors import (
     ArgumentError,
     BusyError,
+    ClosedError,
     DtypeError,
     DuplicateIdError,
     FormatError,
@@ -454,3 +455,12 @@ def test_documents_and_vectors_that_do_not_fit(tmp_path, index):
         TextIndex.open(tmp_path / "index")
     with pytest.raises(FormatError, match="do not fit"):
         TextIndex.verify(tmp_path / "index")
+
+
+def test_closed_index_says_so(index):
+    assert index.search("red fox", k=3)
+    index.close()
+    index.close()
+    for ask in (lambda: index.search("red fox", k=3), lambda: len(index), lambda: index.info):
+        with pytest.raises(ClosedError, match="open the index again"):
+            ask()
