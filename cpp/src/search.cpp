@@ -32,8 +32,8 @@ class Beam {
   public:
     Beam(std::vector<uint64_t> &memory, size_t width) : width_(width) {
         if (memory.size() < width + 1) memory.resize(width + 1);
-        memory[0] = kNone;
-        keys_ = memory.data() + 1;
+        keys_ = memory.data();
+        keys_[0] = kNone;
     }
     static uint64_t key(float score, uint32_t item) {
         const auto bits = std::bit_cast<uint32_t>(score + 0.F); // -0 counts as 0
@@ -53,15 +53,15 @@ class Beam {
     }
     /// The best unexpanded item, marked expanded; kNoItem when none is left.
     uint32_t next() {
-        while (cursor_ < size_ && (keys_[cursor_] & 1U) == 0) ++cursor_;
-        if (cursor_ >= size_) return kNoItem;
+        while (cursor_ <= size_ && (keys_[cursor_] & 1U) == 0) ++cursor_;
+        if (cursor_ > size_) return kNoItem;
         return item_of(keys_[cursor_]--);
     }
     /// Where keys end that cannot be among the best any more.
-    uint64_t bar() const { return size_ == width_ ? keys_[size_ - 1] : 0; }
-    float worst() const { return score_of(keys_[size_ - 1]); }
+    uint64_t bar() const { return size_ == width_ ? keys_[size_] : 0; }
+    float worst() const { return score_of(keys_[size_]); }
     size_t size() const { return size_; }
-    uint64_t operator[](size_t i) const { return keys_[i]; }
+    uint64_t operator[](size_t i) const { return keys_[i + 1]; }
 
   private:
     static constexpr uint32_t kLastItem = 0x7FFFFFFFU;
@@ -80,23 +80,23 @@ class Beam {
         size_t old = size_;
         size_ = std::min(size_ + count, width_);
         for (size_t fall = old + count - size_; fall != 0; --fall) { // off the end
-            const size_t is_old = keys_[old - 1] < few[count] ? 1 : 0;
+            const size_t is_old = keys_[old] < few[count] ? 1 : 0;
             old -= is_old;
             count -= 1 - is_old;
         }
         size_t end = size_;
         for (; count != 0; --end) {
-            const uint64_t x = keys_[old - 1], y = few[count];
-            keys_[end - 1] = x < y ? x : y;
+            const uint64_t x = keys_[old], y = few[count];
+            keys_[end] = x < y ? x : y;
             const size_t is_old = x < y ? 1 : 0;
             old -= is_old;
             count -= 1 - is_old;
         }
-        cursor_ = std::min(cursor_, end == size_ ? cursor_ : end);
+        if (end != size_) cursor_ = std::min(cursor_, end + 1);
     }
 
-    uint64_t *keys_ = nullptr;
-    size_t width_, size_ = 0, cursor_ = 0;
+    uint64_t *keys_ = nullptr; ///< kNone, then the list
+    size_t width_, size_ = 0, cursor_ = 1;
 };
 
 void count_scored(const Query &query, size_t count, SearchCounts &counts) {
