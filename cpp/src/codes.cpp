@@ -145,8 +145,8 @@ std::vector<size_t> group_sizes(std::span<const float> values, size_t groups) {
 
 /// Largest bucket under a multiplier: the number of rounds that it needs, or anything from `limit` on.
 size_t rounds_needed(std::span<const uint16_t> prints, uint16_t multiplier, size_t limit) {
-    uint64_t full = 0; // buckets that hold one
-    if (limit == 2) {
+    if (limit == 2) { // what is asked for most: does every bucket hold one at most?
+        uint64_t full = 0;
         for (const uint16_t print : prints) {
             const uint64_t bit = uint64_t{1} << TermTable::bucket(print, multiplier);
             if ((full & bit) != 0) return 2;
@@ -284,7 +284,7 @@ float set_int8(const CodeLayout &layout, const float *dense, Query &query) {
     constexpr float kRound = 12582912.F; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     const float inverse = 127.F / peak;
     int32_t sum = 0;
-    int8_t *__restrict const out = query.dense_int8.data();
+    int8_t *__restrict const out = query.dense_int8.data(); // written bytes change nothing that the loop reads
     for (size_t i = 0, dim = layout.dim; i < dim; ++i) {
         const int32_t code = std::bit_cast<int32_t>(dense[i] * inverse + kRound) - std::bit_cast<int32_t>(kRound);
         out[i] = static_cast<int8_t>(code);

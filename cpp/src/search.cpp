@@ -366,8 +366,8 @@ void walk(const Storage &storage, const Links &links, const Query &query, const 
     while (taken < starts.size()) {
         const size_t end = std::min(taken + kFirst, starts.size());
         take_heads(taken, end);
+        take_tails(starts.subspan(end, std::min(kFirst, starts.size() - end)));
         taken = end;
-        take_tails(starts.subspan(taken, std::min(kFirst, starts.size() - taken)));
     }
     // Rows are on their way while heads are scored, tails while rows are read, heads while tails are scored: what is
     // expanded next is chosen before the block at hand is known.

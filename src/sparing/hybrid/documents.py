@@ -330,11 +330,11 @@ class DocumentStore:
         self._connection.executemany("INSERT INTO tags VALUES (?, ?, ?)", tags)
 
     def _rows(self, sql: str, *parameters: str) -> list[tuple[Any, ...]]:
-        with self._open() as connection:
+        with self._connected() as connection:
             return connection.execute(sql, parameters).fetchall()
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _sqlite_errors(self._path):
             if not self._close.alive:
                 raise ClosedError(f"{self._path}: closed before; open the index again")
@@ -344,7 +344,7 @@ class DocumentStore:
     def _changing(self) -> Iterator[sqlite3.Connection]:
         if not self._writable:
             raise ReadOnlyError(f"{self._path}: open for reading only")
-        with self._open() as connection:
+        with self._connected() as connection:
             yield connection
 
     def _prepare_for_writing(self) -> None:
