@@ -34,6 +34,7 @@ class Subject:
     Attributes:
         model: on its device, in evaluation mode, fixed-point if so asked.
         batches: test images as the model takes them, and their classes.
+        calibration: training images as the model takes them, in one batch.
         float_accuracy: of the model as it was given; None where it is measured as it was given.
         name: of the model, for people.
         data: of the data, for people.
@@ -41,6 +42,7 @@ class Subject:
 
     model: "nn.Module"
     batches: "list[tuple[Tensor, Tensor]]"
+    calibration: "Tensor"
     float_accuracy: float | None
     name: str
     data: str
@@ -171,8 +173,9 @@ def open_subject(arguments: argparse.Namespace, progress: Progress) -> Subject:
     model = model.to(device).eval()
     accuracy = _accuracy(model, test, arguments.batch_size)
     made = bool(arguments.fixed_point) and not is_fixed_point(model)
+    calibration = to_float(train.images, device)
     if made:
-        fixed_point_(model, to_float(train.images, device))
+        fixed_point_(model, calibration)
     batches = [
         (
             to_float(test.images[start : start + arguments.batch_size], device).contiguous(
@@ -185,6 +188,7 @@ def open_subject(arguments: argparse.Namespace, progress: Progress) -> Subject:
     return Subject(
         model=model.eval(),
         batches=batches,
+        calibration=calibration,
         float_accuracy=accuracy if made else None,
         name=Path(arguments.model.rpartition(".py:")[0] or arguments.model).name,
         data=test.name,

@@ -31,6 +31,11 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--include", metavar="NAME,...", help="sites that are hit, names or patterns (default: all)")
     parser.add_argument("--exclude", metavar="NAME,...", help="sites that are not")
+    parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="measure batch normalizations anew under each draw's faults, on the calibration images, as on the chip",
+    )
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
@@ -51,6 +56,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
             config=config,
             include=_names(arguments.include),
             exclude=_names(arguments.exclude),
+            recalibration=subject.calibration if arguments.recalibrate else None,
             folder=arguments.out,
             workers=arguments.workers,
             parallel="ray" if arguments.ray else "processes",

@@ -35,6 +35,7 @@ from sparing.faults.models import (
     StuckAt,
     parse_fault,
 )
+from sparing.faults.normalization import recalibrate_norms_
 from sparing.faults.sites import FaultSite, UnreachedWeightsWarning, fault_sites
 from sparing.faults.statistics import Interval, PairedDifference
 from sparing.faults.training import FaultTolerantStep, WeightClippingStep, clip_weights_
@@ -74,6 +75,7 @@ __all__ = [
     "load_campaign_result",
     "load_fault_map",
     "parse_fault",
+    "recalibrate_norms_",
     "remove_fixed_point_",
     "remove_range_clips_",
     "sweep",

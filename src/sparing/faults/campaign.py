@@ -6,10 +6,10 @@ sequential stopping any textbook on simulation, for example A. Law, *Simulation 
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparing.errors import ArgumentError
 from sparing.faults.campaign_counts import FaultPoint
@@ -31,6 +31,7 @@ def sweep(
     config: CampaignConfig | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    recalibration: Tensor | Iterable[Tensor] | None = None,
     folder: str | os.PathLike[str] | None = None,
     workers: int = 1,
     parallel: Literal["processes", "ray"] = "processes",
@@ -59,6 +60,9 @@ def sweep(
         config: how much is drawn; None: the defaults.
         include: names or patterns of sites, as of :func:`inject`.
         exclude: sites left out.
+        recalibration: images, one batch or several, on which batch normalizations are measured anew under each draw's
+            faults before it is measured, as can be done on a chip (:func:`recalibrate_norms_`); not those of `batches`.
+            What is without faults stays as it was given. None: normalizations stay.
         folder: each draw is recorded in it before the next, and a killed campaign goes on from there to the same bytes;
             the same folder may be given again with the same arguments only. None: nothing is kept.
         workers: how many draws at a time, each in a process of its own; the result is the same for any number, as far
@@ -70,11 +74,12 @@ def sweep(
         One point a rate, in the order of `rates`.
 
     Raises:
-        ArgumentError: no or repeated rates, no batch, no worker, an unknown site, a model without sites, or one that
-            cannot be sent to workers.
+        ArgumentError: no or repeated rates, no batch, no worker, an unknown site, a model without sites, one that
+            cannot be sent to workers, or one without batch normalizations to recalibrate.
         ConfigError: a rate out of the fault model's range, or a folder with another campaign (each difference is
             named).
-        ShapeError, DtypeError: batches that are not images and classes, or a model that gives no logits for them.
+        ShapeError, DtypeError: batches that are not images and classes, or a model that gives no logits for them; they
+            and NonFiniteError also for images of `recalibration` that are no batch of 2 or more.
         BusyError: another process is at work in the folder.
         FormatError: the folder holds something else, or was altered.
         MissingExtraError: Ray is not installed.
@@ -100,6 +105,7 @@ def sweep(
         kind="rates",
         fault=_without_rate(fault),
         config=config or CampaignConfig(),
+        recalibration=recalibration,
         folder=folder,
         workers=workers,
         parallel=parallel,

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from sparing.faults.campaign_counts import DrawCounts, FaultPoint
 from sparing.faults.campaign_records import CampaignFolder, DrawRecord
 from sparing.faults.campaign_result import RESULT_FILE, CampaignConfig, CampaignResult
 from sparing.faults.injection import inject
+from sparing.faults.normalization import as_image_batches, recalibrated_norms
 from sparing.faults.portable import network_from_bytes, network_to_bytes
 from sparing.faults.sites import tell_no_more
 from sparing.runs.executors import Shared, WorkExecutor, open_executor
@@ -48,9 +49,16 @@ class _Work:
     """What every draw needs; in another process, a copy of it."""
 
     def __init__(
-        self, model: nn.Module, batches: _Batches, points: Sequence[FaultPoint], config: CampaignConfig, clean: Tensor
+        self,
+        model: nn.Module,
+        batches: _Batches,
+        points: Sequence[FaultPoint],
+        config: CampaignConfig,
+        clean: Tensor,
+        recalibration: Sequence[Tensor] | None,
     ) -> None:
         self.model, self.batches, self.points, self.config, self.clean = model, batches, points, config, clean
+        self.recalibration = recalibration
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": network_to_bytes(self.model)}
@@ -66,16 +74,19 @@ def _measure(shared: "Shared[_Work]", number: int, draw: int) -> DrawRecord:
     point = work.points[number]
     if point.fault is None:
         raise AssertionError("unreachable: nothing is drawn without faults")
-    with inject(
-        work.model,
-        point.fault,
-        seed=work.config.seed,
-        draw=draw,
-        transient=work.config.transient,
-        include=point.include,
-        exclude=point.exclude,
-        example=example_images(work.model, work.batches),
-    ) as injection:
+    with (
+        inject(
+            work.model,
+            point.fault,
+            seed=work.config.seed,
+            draw=draw,
+            transient=work.config.transient,
+            include=point.include,
+            exclude=point.exclude,
+            example=example_images(work.model, work.batches),
+        ) as injection,
+        _recalibrated(work.model, work.recalibration),
+    ):
         predictions = _predictions(work.model, work.batches)
         hits = sum(injection.hits.values())
     labels = torch.cat([labels for _, labels in work.batches]).cpu()
@@ -96,6 +107,7 @@ def run_points(
     kind: Literal["rates", "sites", "bits"],
     fault: dict[str, Any],
     config: CampaignConfig,
+    recalibration: Tensor | Iterable[Tensor] | None = None,
     folder: str | os.PathLike[str] | None,
     workers: int,
     parallel: Literal["processes", "ray"],
@@ -110,14 +122,18 @@ def run_points(
         kind: of the points.
         fault: the JSON that describes the faults of all points.
         config: how much is drawn.
+        recalibration: images for normalizations under each draw.
         folder: where draws are recorded.
         workers: processes.
         parallel: where they are.
         progress: called with draws done.
     """
     batches = as_batches(batches)
-    _try_out(model, batches, points, config)
+    again = None if recalibration is None else as_image_batches(recalibration, "recalibration")
+    _try_out(model, batches, points, config, again)
     identity = {"model": _model_identity(model), "data": _data_identity(batches)}
+    if again is not None:
+        identity["recalibration"] = _images_identity(again)
     # Points that are sites say so themselves.
     include, exclude = (None, None) if kind == "sites" else (points[0].include, points[0].exclude)
     campaign = {
@@ -137,7 +153,7 @@ def run_points(
         for record in files.records if files else ():
             counts.replay(record)
         if not counts.complete:
-            shared = _Work(model, batches, points, config, clean)
+            shared = _Work(model, batches, points, config, clean, again)
             with open_executor(workers, kind=parallel, shared=shared) as executor:
                 _draw_all(executor, counts, files)
         labels = torch.cat([labels for _, labels in batches]).cpu()
@@ -158,10 +174,16 @@ def run_points(
     return result
 
 
-def _try_out(model: nn.Module, batches: _Batches, points: Sequence[FaultPoint], config: CampaignConfig) -> None:
+def _try_out(
+    model: nn.Module,
+    batches: _Batches,
+    points: Sequence[FaultPoint],
+    config: CampaignConfig,
+    recalibration: Sequence[Tensor] | None,
+) -> None:
     """Meets errors in the arguments before a folder is tied to them."""
     images, labels = batches[0]
-    with evaluating(model):
+    with evaluating(model), _recalibrated(model, recalibration):
         _predictions(model, [(images[:1], labels[:1])])
         for point in points:
             if point.fault is not None:
@@ -175,6 +197,16 @@ def _try_out(model: nn.Module, batches: _Batches, points: Sequence[FaultPoint], 
                     example=example_images(model, batches),
                 ):
                     return
+
+
+@contextlib.contextmanager
+def _recalibrated(model: nn.Module, images: Sequence[Tensor] | None) -> Iterator[None]:
+    if images is None:
+        yield
+        return
+    device = _device(model)
+    with recalibrated_norms(model, [batch.to(device) for batch in images]):
+        yield
 
 
 def _draw_all(executor: WorkExecutor, counts: DrawCounts, files: CampaignFolder | None) -> None:
@@ -314,6 +346,13 @@ def _data_identity(batches: _Batches) -> dict[str, Any]:
         "images_sha256": images.hexdigest(),
         "labels_sha256": labels.hexdigest(),
     }
+
+
+def _images_identity(batches: Sequence[Tensor]) -> dict[str, Any]:
+    images = hashlib.sha256()
+    for x in batches:
+        images.update(_bytes_of(x))
+    return {"batches": [len(x) for x in batches], "images_sha256": images.hexdigest()}
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -114,6 +114,11 @@ class TestSweep:
         found = faults("sweep", saved, "--data", data, "--fault", "bit-bias", "--rates", "1e-3", *FEW, "--json")
         assert found["model"] == "net.safetensors"
         assert found["points"][0]["mean_hits"] > 0
+        assert "recalibration" not in found["identity"]
+        command = ["sweep", saved, "--data", data, *SWEEP, *FEW, "--recalibrate", "--json"]
+        again = faults(*command, "--batch-size", "4", "--calibration-images", "5")
+        assert again["identity"]["recalibration"]["batches"] == [5]
+        assert again["points"][2]["accuracies"] != faults(*command[:-2], "--json")["points"][2]["accuracies"]
         save_classifier(saved, ResNet(config), class_names=("a", "b"))
         error = faults("sweep", saved, "--data", data, *SWEEP, *FEW, code=2)
         assert "--data: expected the model's classes a, b, ..., got cold, warm" in error

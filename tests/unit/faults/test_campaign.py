@@ -1,5 +1,6 @@
 """Campaigns against a plain loop over draws. Workers, kills and torn files change no byte; others are refused."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from sparing.faults.campaign_result import CampaignConfig, CampaignResult, compa
 from sparing.faults.hardening import clip_ranges_, remove_range_clips_  # noqa: E402
 from sparing.faults.injection import inject  # noqa: E402
 from sparing.faults.models import BitBias, BitFlip, GaussianNoise, StuckAt  # noqa: E402
+from sparing.faults.normalization import recalibrated_norms  # noqa: E402
 from sparing.runs import InProcessExecutor  # noqa: E402
 
 FAULT = StuckAt(form="bit")
@@ -61,12 +63,13 @@ def run(model, batches, **changes):
     return sweep(model, batches, arguments.pop("fault"), arguments.pop("rates"), **arguments)
 
 
-def by_hand(model, batches, fault, draw, seed=5, **options):
+def by_hand(model, batches, fault, draw, seed=5, recalibration=None, **options):
     """Accuracy, share changed and hits of one draw."""
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     with torch.no_grad():
         clean = model(images).argmax(1)
-        with inject(model, fault, seed=seed, draw=draw, **options) as injection:
+        block = contextlib.nullcontext() if recalibration is None else recalibrated_norms(model, recalibration)
+        with inject(model, fault, seed=seed, draw=draw, **options) as injection, block:
             found = torch.cat([model(x).argmax(1) for x, _ in batches])
             hits = sum(injection.hits.values())
     return (found == labels).double().mean().item(), (found != clean).double().mean().item(), hits
@@ -133,6 +136,33 @@ class TestSweep:
         assert result.points[0].accuracies == tuple(
             by_hand(*made, FAULT.with_rate(0.1), draw, include=["7"])[0] for draw in range(3)
         )
+
+    def test_normalizations_are_measured_anew_in_each_draw(self, made):
+        images = [torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+        config = CONFIG.model_copy(update={"half_width": None})
+        plain = run(*made, config=config)
+        result = run(*made, config=config, recalibration=images)
+        for rate, point in zip(RATES[1:], result.points[1:], strict=True):
+            expected = [by_hand(*made, FAULT.with_rate(rate), draw, recalibration=images)[0] for draw in range(6)]
+            assert point.accuracies == tuple(expected)
+        # Without faults the network is what was given.
+        assert (result.points[0], result.clean_accuracy) == (plain.points[0], plain.clean_accuracy)
+        assert result.points[2].accuracies != plain.points[2].accuracies
+        assert [one.rate for one in compare(result, plain)] == RATES
+
+    def test_images_for_normalizations_are_checked_before_anything_is_written(self, made, tmp_path):
+        model, batches = made
+        for given, error, message in (
+            ([], ArgumentError, "recalibration: expected at least one batch"),
+            (torch.zeros(1, 3, 6, 6), ShapeError, "recalibration: expected batches of 2 or more"),
+            ([0], DtypeError, "recalibration: expected a tensor"),
+        ):
+            with pytest.raises(error, match=message):
+                run(model, batches, folder=tmp_path / "a", recalibration=given)
+        model[1] = nn.Identity()
+        with pytest.raises(ArgumentError, match="at least one batch normalization"):
+            run(model, batches, folder=tmp_path / "a", recalibration=torch.zeros(4, 3, 6, 6))
+        assert not (tmp_path / "a").exists()
 
     def test_persistent_faults_of_features(self, made):
         config = CONFIG.model_copy(update={"transient": False, "max_draws": 3})
@@ -224,9 +254,10 @@ class TestFolder:
         assert len(submitted) > sum(point.num_draws for point in result.points)
 
     @pytest.mark.slow
-    def test_workers_change_no_byte(self, made, tmp_path):
-        run(*made, folder=tmp_path / "one")
-        run(*made, folder=tmp_path / "two", workers=2)
+    @pytest.mark.parametrize("recalibration", [None, torch.zeros(4, 3, 6, 6)])
+    def test_workers_change_no_byte(self, made, tmp_path, recalibration):
+        run(*made, folder=tmp_path / "one", recalibration=recalibration)
+        run(*made, folder=tmp_path / "two", workers=2, recalibration=recalibration)
         assert files(tmp_path / "one") == files(tmp_path / "two")
 
     def test_torn_at_every_byte_of_the_last_line(self, made, tmp_path):
@@ -268,6 +299,7 @@ class TestFolder:
             ({"config": CONFIG.model_copy(update={"seed": 6})}, "config.seed: saved 5, now 6"),
             ({"config": CONFIG.model_copy(update={"half_width": None})}, "config.half_width: saved 0.04, now None"),
             ({"exclude": ["0"]}, r"sites.exclude: saved None, now \['0'\]"),
+            ({"recalibration": torch.zeros(4, 3, 6, 6)}, "recalibration"),
         ],
     )
     def test_other_campaigns_are_refused(self, made, tmp_path, changes, message):
