@@ -183,7 +183,7 @@ def _executor(results: Any) -> Section:
 def _training(results: Any) -> Section:
     from benchmarks.pim.training import paired
 
-    jobs = results["jobs"]
+    jobs = [row for row in results["jobs"] if "accuracy" in row]
     rows: list[tuple[str, ...]] = []
     claims = [
         ("3-bit epitome at ≥ 30x against its float self", ("epitome", "designed"), ("float",), "−3", "−1"),
@@ -240,13 +240,13 @@ def _stuck(results: Any) -> list[str]:
     """Accuracy over the rates of stuck cells: means over chips and seeds."""
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for row in results["jobs"]:
-        if "stuck_cells" in row and ", " not in row["job"]:
+        if "stuck_cells" in row and (", " not in row["job"] or row["job"].endswith(", recalibrated")):
             found.setdefault(row["job"], []).append(row["stuck_cells"])
     if not found:
         return []
     rates = [point["rate"] for point in next(iter(found.values()))[0]]
     lines = []
-    for job, seeds in found.items():
+    for job, seeds in sorted(found.items()):
         chips = [
             [100 * accuracy for points in seeds for accuracy in points[i]["accuracies"]] for i in range(len(rates))
         ]
@@ -257,6 +257,7 @@ def _stuck(results: Any) -> list[str]:
         "",
         f"{results['stuck_draws']} chips a seed and rate, the same for all networks, {results['stuck_images']} test",
         "images; mean ± standard deviation over chips and seeds. Every cell of an epitome gives several weights.",
+        f"Recalibrated: normalizations measured anew on each chip, on {results['recalibration_images']} images.",
         "",
         *table(["network", "seeds", *(f"{rate:.1%}" for rate in rates)], lines),
     ]

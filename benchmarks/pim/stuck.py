@@ -5,13 +5,15 @@ Draw d has the same seed for all networks. Reading is ideal, so that only the ce
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.pim.contestants import CROSSBAR, Masks
 from sparing.faults import StuckAt
+from sparing.faults.normalization import recalibrated_norms
 from sparing.pim import (
     CellVariation,
     NetworkCells,
@@ -35,6 +37,7 @@ def stuck_accuracies(
     *,
     draws: int,
     masks: Masks | None = None,
+    recalibration: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Measures a network, rate by rate.
 
@@ -45,6 +48,7 @@ def stuck_accuracies(
         test: images under each draw.
         draws: chips for each rate above 0.
         masks: of pruned blocks, which are not there and have no cells.
+        recalibration: images on which each chip's normalizations are measured anew; None: they stay.
     """
     mapping = map_network(model, network, design, CROSSBAR)
     rows = []
@@ -54,7 +58,8 @@ def stuck_accuracies(
             cells = change_cells(mapping, CellVariation.of_fault(StuckAt(rate=rate, form="bit")), seed=draw)
             if masks is not None:
                 _take_out_(cells, mapping, masks)
-            with programmed(model, mapping, cells):
+            again = nullcontext() if recalibration is None else recalibrated_norms(model, recalibration)
+            with programmed(model, mapping, cells), again:
                 found.append(evaluate_classifier(model, test))
         rows.append({"rate": rate, "accuracies": found})
     return rows

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.images import open_images
@@ -40,6 +41,7 @@ from sparing.vision import (
     ImageDataset,
     evaluate_classifier,
     resnet20,
+    to_float,
     train_classifier_,
 )
 
@@ -49,6 +51,9 @@ EQUAL_CROSSBARS = ("float", "designed", "epitome", "narrow float", "narrow", "pr
 RANGE_RULES = ("float", "epitome", "epitome, max")
 _RULES: dict[str, RangeRule] = {"epitome, max": "max", "epitome, overlap": "overlap"}  # of all others weighted_mse
 OTHERS = ("dense", "shallow float", "shallow", "wrapped", "broad", "epitome, overlap")
+# Networks of other jobs whose normalizations are measured anew on each chip.
+RECALIBRATED = {f"{job}, recalibrated": job for job in ("designed", "epitome", "narrow", "pruned")}
+RECALIBRATION_IMAGES = 256
 WHOLE_SEEDS = 3
 
 
@@ -117,6 +122,7 @@ def jobs(seeds: list[int]) -> list[tuple[int, str]]:
     whole = seeds[:WHOLE_SEEDS]
     found = [(seed, job) for seed in whole for job in EQUAL_CROSSBARS]
     found += [(seed, job) for seed in seeds for job in RANGE_RULES]
+    found += [(seed, job) for job in RECALIBRATED for seed in whole]
     found += [(seed, job) for job in OTHERS for seed in whole]
     return list(dict.fromkeys(found))
 
@@ -142,6 +148,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         "fine_tuning": bench.config(0, fine=True).model_dump(mode="json"),
         "stuck_draws": options.stuck_draws,
         "stuck_images": options.stuck_images,
+        "recalibration_images": RECALIBRATION_IMAGES,
     }
     todo = [
         Job({"seed": seed, "job": job}, bench.folder_of(job, seed), partial(_run, bench, job, seed))
@@ -158,10 +165,16 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
+    if job in RECALIBRATED:
+        return {"stuck_cells": _compressed(bench, RECALIBRATED[job], seed, recalibrate=True)["stuck_cells"]}
     if job.endswith("float"):
         model, trained = bench.float_model(job, seed)
         network = contestants.shape_of(model)
         return {"parameters": _parameters(model), **_chip(model, dense_design(network)), **trained}
+    return _compressed(bench, job, seed)
+
+
+def _compressed(bench: Bench, job: str, seed: int, *, recalibrate: bool = False) -> dict[str, Any]:
     narrow = f"{job} float"
     model, before = bench.float_model(narrow if narrow in _NARROW else "float", seed)
     teacher = copy.deepcopy(model)
@@ -191,7 +204,9 @@ def _run(bench: Bench, job: str, seed: int) -> dict[str, Any]:
     if masks is not None:
         told["pruned_weights_not_0"] = _revived(model, masks)
     some = bench.test.subset(range(min(len(bench.test), bench.options.stuck_images)))
-    told["stuck_cells"] = stuck_accuracies(model, network, design, some, draws=bench.options.stuck_draws, masks=masks)
+    images = to_float(torch.from_numpy(bench.train.images[:RECALIBRATION_IMAGES])) if recalibrate else None
+    draws = bench.options.stuck_draws
+    told["stuck_cells"] = stuck_accuracies(model, network, design, some, draws=draws, masks=masks, recalibration=images)
     return told | {"design": design.model_dump(mode="json", exclude_none=True)}
 
 
