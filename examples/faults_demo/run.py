@@ -4,7 +4,7 @@ from frame import Section
 from rich.table import Table
 from terminal import bars, console, step
 
-from faults_demo.page import FRONT_HEAD, GAIN_HEAD, front_rows, gain_rows, on_test, section, verdict
+from faults_demo.page import FRONT_HEAD, GAIN_HEAD, front_rows, gain_rows, on_test, recalibrated, section, verdict
 from faults_demo.search import CANDIDATES, search
 from faults_demo.training import digits, harden
 
@@ -33,4 +33,6 @@ def run() -> Section:
     console.print(f"  chosen: number {found.chosen.number}; on test images {on_test(found)}")
     for one in hardened:
         console.print(f"[bold green]faults of {one.kind.fault.place}[/]: fault-tolerant training {verdict(one)}")
+        if one.recalibrated:
+            console.print(f"  normalizations measured anew on the chip bring {recalibrated(one)}")
     return section(hardened, found)

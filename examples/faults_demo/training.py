@@ -81,6 +81,7 @@ class Hardened:
         kind: of the faults.
         plain: of the network trained without faults.
         tolerant: of the one trained under them.
+        recalibrated: of both, their normalizations measured anew on each chip; empty where faults do not last.
         gains: tolerant less plain, rate by rate, over common draws.
         step_s: seconds a step of the plain training, and of the other; measured.
     """
@@ -88,6 +89,7 @@ class Hardened:
     kind: Kind
     plain: CampaignResult
     tolerant: CampaignResult
+    recalibrated: tuple[CampaignResult, ...]
     gains: tuple[PairedDifference, ...]
     step_s: tuple[float, float]
 
@@ -143,29 +145,35 @@ def batches_of(dataset: ImageDataset) -> Sequence[tuple[Tensor, Tensor]]:
 
 
 def harden(train: ImageDataset, test: ImageDataset, progress: Progress, *, seed: int = SEED) -> list[Hardened]:
-    """Trains the network plainly and under each kind of fault, and measures both under the same draws of it."""
+    """Trains the network plainly and under each kind of fault, and measures both under the same draws of it.
+
+    Where faults last, once more with normalizations measured anew under each draw.
+    """
     plain, plain_s = trained(train, None, seed=seed, label="training plainly", progress=progress)
     batches = batches_of(test)
     config = CampaignConfig(min_draws=DRAWS, max_draws=DRAWS, half_width=None, seed=seed)
+    images = to_float(train.images[:CALIBRATION]).contiguous(memory_format=torch.channels_last)
+
+    def measured(kind: Kind, name: str, model: nn.Module, recalibration: Tensor | None = None) -> CampaignResult:
+        return sweep(
+            model,
+            batches,
+            kind.fault,
+            kind.rates,
+            config=config,
+            recalibration=recalibration,
+            progress=lambda _, done, total: progress(f"measuring, {name}, {kind.fault.place}", done, total),
+        )
+
     found = []
     for kind in KINDS:
         place = kind.fault.place
         tolerant, tolerant_s = trained(
             train, kind.fault, seed=seed, label=f"training under faults of {place}", progress=progress
         )
-        results = [
-            sweep(
-                model,
-                batches,
-                kind.fault,
-                kind.rates,
-                config=config,
-                progress=lambda _, done, total, name=name: progress(name, done, total),
-            )
-            for name, model in (
-                (f"measuring, plain, {place}", plain),
-                (f"measuring, tolerant, {place}", tolerant),
-            )
-        ]
-        found.append(Hardened(kind, *results, compare(results[1], results[0]), (plain_s, tolerant_s)))
+        networks = {"plain": plain, "tolerant": tolerant}
+        before, after = (measured(kind, name, model) for name, model in networks.items())
+        lasting = networks if place == "weights" else {}
+        again = tuple(measured(kind, f"{name}, recalibrated", model, images) for name, model in lasting.items())
+        found.append(Hardened(kind, before, after, again, compare(after, before), (plain_s, tolerant_s)))
     return found

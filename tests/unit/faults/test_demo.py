@@ -1,6 +1,7 @@
 """The demo's part on faults, with short trainings."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def test_the_section(demo, monkeypatch, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "faults of weights" in printed
     assert "faults of features" in printed
+    assert re.search(r"normalizations measured anew on the chip bring the plain network to \d+\.\d%", printed)
     assert section.html.count("data:image/png;base64,") == 3
     assert "simulated" in section.html
     assert "8×8" in section.html
@@ -56,7 +58,7 @@ def test_verdict_claims_a_gain_only_where_the_interval_does(demo, ends, word):
     one = PairedDifference(
         rate=0.08, num_draws=5, mean=sum(ends) / 2, sd=0.1, interval=Interval(*ends), correlation=None
     )
-    found = training.Hardened(training.KINDS[0], None, None, (one,), (1.0, 2.0))
+    found = training.Hardened(training.KINDS[0], None, None, (), (one,), (1.0, 2.0))
     assert page.verdict(found).startswith(word)
 
 
