@@ -25,9 +25,9 @@ from sparing.faults.campaign_counts import DrawCounts, FaultPoint
 from sparing.faults.campaign_records import CampaignFolder, DrawRecord
 from sparing.faults.campaign_result import RESULT_FILE, CampaignConfig, CampaignResult
 from sparing.faults.injection import inject
-from sparing.faults.normalization import as_image_batches, recalibrated_norms
+from sparing.faults.normalization import MIN_IMAGES, recalibrated_norms
 from sparing.faults.portable import network_from_bytes, network_to_bytes
-from sparing.faults.sites import tell_no_more
+from sparing.faults.sites import image_batches, tell_no_more
 from sparing.runs.executors import Shared, WorkExecutor, open_executor
 from sparing.runs.modes import evaluating
 from sparing.runs.progress import Progress
@@ -129,7 +129,7 @@ def run_points(
         progress: called with draws done.
     """
     batches = as_batches(batches)
-    again = None if recalibration is None else as_image_batches(recalibration, "recalibration")
+    again = None if recalibration is None else image_batches(recalibration, "recalibration", least=MIN_IMAGES)
     _try_out(model, batches, points, config, again)
     identity = {"model": _model_identity(model), "data": _data_identity(batches)}
     if again is not None:

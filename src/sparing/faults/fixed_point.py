@@ -16,10 +16,10 @@ from sparing.errors import ArgumentError, NonFiniteError
 from sparing.faults.number_format import FixedPointFeatures, FixedPointWeight, exponent_of, writable
 from sparing.faults.sites import (
     FaultSite,
-    check_images,
     check_model,
     fault_sites,
     fixed_point_features,
+    image_batches,
 )
 from sparing.quant.packing import Int8Layer
 from sparing.runs.modes import evaluating
@@ -53,7 +53,7 @@ def fixed_point_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tuple[F
     """
     if is_fixed_point(model):
         raise ArgumentError("model: it is a fixed-point model already; use calibrate_ for new ranges")
-    batches = _as_batches(images)
+    batches = image_batches(images, "images")
     sites = fault_sites(model, batches[0])
     modules = dict(model.named_modules())
     for site in sites:
@@ -90,13 +90,13 @@ def calibrate_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> None:
     if not is_fixed_point(model):
         raise ArgumentError("model: expected a fixed-point model; use fixed_point_ first")
     found = fixed_point_features(model)
+    batches = image_batches(images, "images")
     before = [(features, features.peak.clone(), features.step.clone()) for _, features in found]
     try:
         with evaluating(model), torch.no_grad():
             for features, _, _ in before:
                 features.restart_()
-            for batch in _as_batches(images):
-                check_images(batch, "images")
+            for batch in batches:
                 model(batch)
             for name, features in found:
                 if not all(math.isfinite(float(peak)) for peak in features.seen or ()):
@@ -155,10 +155,3 @@ def _remove_from_weight_(layer: nn.Module) -> None:
     if "bias" in layer._parameters:
         # The weight before the bias, as it was: optimizers know parameters by their order.
         layer._parameters["bias"] = layer._parameters.pop("bias")
-
-
-def _as_batches(images: Any) -> list[Tensor]:
-    batches = [images] if isinstance(images, Tensor) else list(images)
-    if not batches:
-        raise ArgumentError("images: expected at least one batch, got none")
-    return batches

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, NonFiniteError
-from sparing.faults.sites import check_images, check_model, fault_sites
+from sparing.faults.sites import check_model, fault_sites, image_batches
 from sparing.runs.modes import evaluating
 
 __all__ = ["RangeClip", "clip_ranges_", "remove_range_clips_"]
@@ -89,11 +89,7 @@ def clip_ranges_(
     check_model(model)
     if any(isinstance(module, RangeClip) for module in model.modules()):
         raise ArgumentError("model: its ranges are clipped already; use remove_range_clips_ first")
-    batches = [images] if isinstance(images, Tensor) else list(images)
-    if not batches:
-        raise ArgumentError("images: expected at least one batch, got none")
-    for batch in batches:
-        check_images(batch, "images")
+    batches = image_batches(images, "images")
     sites = fault_sites(model, batches[0])
     places = [site.output for site in sites if site.feature_shape is not None]
     if not places:

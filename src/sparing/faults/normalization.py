@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparing.errors import ArgumentError, ShapeError
-from sparing.faults.sites import check_images, check_model
+from sparing.errors import ArgumentError
+from sparing.faults.sites import check_model, image_batches
 from sparing.runs.modes import evaluating
 
-__all__ = ["as_image_batches", "recalibrate_norms_", "recalibrated_norms"]
+__all__ = ["MIN_IMAGES", "recalibrate_norms_", "recalibrated_norms"]
+
+MIN_IMAGES = 2
+"""Of a batch: one image has no variance over images."""
 
 
 def recalibrate_norms_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> None:
@@ -44,7 +47,7 @@ def recalibrate_norms_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> N
         ...     recalibrate_norms_(model, images)
     """
     check_model(model)
-    batches = as_image_batches(images, "images")
+    batches = image_batches(images, "images", least=MIN_IMAGES)
     norms = _norms(model)
     before = _statistics(norms)
     try:
@@ -71,22 +74,6 @@ def recalibrated_norms(model: nn.Module, images: Tensor | Iterable[Tensor]) -> I
         yield
     finally:
         _restore_(norms, before)
-
-
-def as_image_batches(images: Tensor | Iterable[Tensor], name: str) -> list[Tensor]:
-    """Reads batches, and refuses what has no variance.
-
-    Raises:
-        ArgumentError, DtypeError, NonFiniteError, ShapeError: as it says.
-    """
-    batches = [images] if isinstance(images, Tensor) else list(images)
-    if not batches:
-        raise ArgumentError(f"{name}: expected at least one batch, got none")
-    for batch in batches:
-        check_images(batch, name)
-        if len(batch) < 2:
-            raise ShapeError(f"{name}: expected batches of 2 or more images, got one of shape {tuple(batch.shape)}")
-    return batches
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import fnmatch
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,6 +29,7 @@ __all__ = [
     "check_model",
     "fault_sites",
     "fixed_point_features",
+    "image_batches",
     "name_patterns",
     "select_sites",
     "sharing_layers",
@@ -235,6 +236,28 @@ def check_images(images: Tensor, name: str) -> None:
         raise ShapeError(f"{name}: expected at least one image, got shape {tuple(images.shape)}")
     if not bool(torch.isfinite(images).all()):
         raise NonFiniteError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
+def image_batches(images: Tensor | Iterable[Tensor], name: str, *, least: int = 1) -> list[Tensor]:
+    """One batch or several as a list, each checked.
+
+    Args:
+        images: what a caller gave.
+        name: of the argument.
+        least: images of a batch.
+
+    Raises:
+        ArgumentError: no batch.
+        DtypeError, NonFiniteError, ShapeError: as :func:`check_images`, or a batch of fewer images.
+    """
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    if not batches:
+        raise ArgumentError(f"{name}: expected at least one batch, got none")
+    for batch in batches:
+        check_images(batch, name)
+        if len(batch) < least:
+            raise ShapeError(f"{name}: expected batches of {least} or more images, got shape {tuple(batch.shape)}")
+    return batches
 
 
 def _site(name: str, layer: nn.Module) -> FaultSite:

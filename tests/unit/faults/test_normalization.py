@@ -121,7 +121,7 @@ def test_what_scales_and_shifts_channels_is_undone():
 def test_what_is_refused():
     model = network()
     before = state(model)
-    with pytest.raises(ShapeError, match=r"images: expected batches of 2 or more images, got one of shape \(1, 3,"):
+    with pytest.raises(ShapeError, match=r"images: expected batches of 2 or more images, got shape \(1, 3,"):
         recalibrate_norms_(model, [images(), images(1)])
     with pytest.raises(ArgumentError, match="images: expected at least one batch"):
         recalibrate_norms_(model, [])
