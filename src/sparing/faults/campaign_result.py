@@ -162,7 +162,8 @@ class CampaignResult(Document):
         config: how much was drawn.
         include: names or patterns of the sites that were hit; None: all, or the points are sites.
         exclude: those left out.
-        identity: of the model (class, layout and weights) and the data, as the folder's fingerprint has them.
+        identity: of the model (class, layout and weights), the data, and the images for normalizations if any, as the
+            folder's fingerprint has them.
         num_images: that each draw was measured on.
         clean_accuracy: without faults, of the model as it was given.
         points: in the order asked for.

@@ -250,6 +250,9 @@ def image_batches(images: Tensor | Iterable[Tensor], name: str, *, least: int = 
         ArgumentError: no batch.
         DtypeError, NonFiniteError, ShapeError: as :func:`check_images`, or a batch of fewer images.
     """
+    given: object = images
+    if not isinstance(given, Iterable):
+        raise DtypeError(f"{name}: expected one batch or several, got {type(given).__name__}")
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches:
         raise ArgumentError(f"{name}: expected at least one batch, got none")

@@ -1,5 +1,6 @@
 """Normalizations measured anew under faults: against sums by hand, restored bit for bit, and what they bring."""
 
+import contextlib
 import copy
 
 import pytest
@@ -58,13 +59,14 @@ def test_statistics_are_those_of_the_images_under_the_faults(batches):
     assert model[1].momentum == 0.1
 
 
-def test_only_normalizations_change():
+@pytest.mark.parametrize("faulty", [False, True])
+def test_only_normalizations_change(faulty):
     model, x = network(), images()
     fixed_point_(model, x)
     model.train()
     before, modes = state(model), [module.training for module in model.modules()]
-    with inject(model, FAULT, seed=3):
-        recalibrate_norms_(model, images(seed=1))
+    with inject(model, FAULT, seed=3) if faulty else contextlib.nullcontext():
+        recalibrate_norms_(model, 9 * images(seed=1))
     after = state(model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"{k}.{name}" for k in (1, 5) for name in ("running_mean", "running_var")} | {
@@ -127,6 +129,8 @@ def test_what_is_refused():
         recalibrate_norms_(model, [])
     with pytest.raises(DtypeError, match="expected a tensor of images"):
         recalibrate_norms_(model, [3])
+    with pytest.raises(DtypeError, match="images: expected one batch or several, got int"):
+        recalibrate_norms_(model, 3)
     with pytest.raises(NonFiniteError, match="images: expected finite numbers"):
         recalibrate_norms_(model, images() * torch.nan)
     assert same(before, state(model))
