@@ -38,6 +38,7 @@ config = preset_config(
     evaluation={"images": 20, "draws": 1, "calibration_images": 16},
     controller={"steps": 3, "samples": 4, "batch_size": 10, "hidden": 8},
     evolution={"population": 4},
+    halving={"candidates": (4, 2), "epochs": (1, 3), "training": {"batch_size": 20, "checkpoint_steps": 1}},
 )
 run_search(data, config=config, folder=sys.argv[1], checkpoint_steps=2, progress=lambda *a: print(*a, flush=True))
 """
@@ -59,7 +60,7 @@ def _kill_at(folder: Path, mode: str, stage: str, done: int) -> None:
     process = _start(folder, mode)
     try:
         for line in process.stdout:
-            if line.split()[:2] == [stage, str(done)]:
+            if line.rsplit(maxsplit=2)[:2] == [stage, str(done)]:
                 break
         else:
             pytest.fail(f"the search ended before {stage} {done}")
@@ -71,7 +72,8 @@ def _kill_at(folder: Path, mode: str, stage: str, done: int) -> None:
 
 
 def _outcome(folder: Path) -> tuple[bytes, dict, dict]:
-    tensors = safetensors.load_file(current_generation(folder / "supernet") / "tensors.safetensors")
+    supernet = current_generation(folder / "supernet") if (folder / "supernet").exists() else None
+    tensors = safetensors.load_file(supernet / "tensors.safetensors") if supernet else {}
     result = json.loads((folder / "result.json").read_bytes())
     return (folder / "archive.jsonl").read_bytes(), tensors, result
 
@@ -82,6 +84,7 @@ def _outcome(folder: Path) -> tuple[bytes, dict, dict]:
     ("mode", "kills"),
     [
         ("evolution", [("supernet", 3), ("supernet", 7), ("evaluations", 3), ("evaluations", 8)]),
+        ("halving", [("round 1 of 2", 1), ("round 1 of 2", 4), ("round 2 of 2", 1)]),
         ("policy-gradient", [("supernet", 3), ("policy", 2), ("policy", 5), ("evaluations", 2)]),
     ],
 )

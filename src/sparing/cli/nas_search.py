@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparing.cli import render
+from sparing.cli.images import DIGITS
 from sparing.cli.nas_options import open_fault, open_images, preset_of, run_options
 from sparing.cli.options import add_command, open_device, resumable
 from sparing.errors import ArgumentError
@@ -36,9 +37,16 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument(
         "--mode",
-        choices=("evolution", "policy-gradient"),
+        choices=("evolution", "policy-gradient", "halving"),
         default="evolution",
-        help="evolution on a trained supernet (default), or the paper's policy gradient",
+        help="evolution on a trained supernet (default), the paper's policy gradient, or successive halving: networks "
+        "trained alone, ever fewer for ever longer, each as wide as the limits allow",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_rounds,
+        metavar="N:EPOCHS,...",
+        help="of --mode halving, how many networks for how long, such as 24:.25,8:1,2:3 (default: the preset's)",
     )
     parser.add_argument("--max-macs", type=int, metavar="N", help="multiply-accumulates of the network, at most")
     parser.add_argument("--max-params", type=int, metavar="N", help="parameters of the network, at most")
@@ -48,6 +56,15 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--optuna", action="store_true", help="also keep trials.journal, for Optuna's dashboard")
     parser.add_argument("--plot", metavar="FILE.png|svg", help="draw the found cells")
+
+
+def _rounds(text: str) -> dict[str, tuple[float, ...]]:
+    """Reads the rounds of a halving."""
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return {"candidates": tuple(int(n) for n, _ in pairs), "epochs": tuple(float(epochs) for _, epochs in pairs)}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected rounds such as 24:.25,8:1,2:3, got {text!r}") from None
 
 
 def _search(arguments: argparse.Namespace) -> None:
@@ -93,9 +110,14 @@ def _config(arguments: argparse.Namespace) -> "SearchConfig":
     fault = open_fault(arguments, space)
     if space is None:
         space = "feature" if any(part.place == "features" for part in fault.parts) else "weight"
+    halves, rounds = arguments.mode == "halving", arguments.rounds
+    for name in ("epochs", "evaluations") if halves else ("rounds",):
+        if getattr(arguments, name) is not None:
+            raise ArgumentError(f"--{name}: --mode {arguments.mode} does not take it; see --help for what it does")
     supernet = {"epochs": arguments.epochs, "loss_share": arguments.loss_share}
+    halving = {"loss_share": arguments.loss_share, **(rounds or {})}
     if arguments.data == "digits":
-        supernet["flip"] = False
+        supernet["flip"], halving["training"] = False, {"flip": False}
     given = {
         "channels": arguments.channels,
         "num_cells": arguments.cells,
@@ -111,6 +133,7 @@ def _config(arguments: argparse.Namespace) -> "SearchConfig":
         mode=arguments.mode,
         seed=arguments.seed,
         supernet={name: value for name, value in supernet.items() if value is not None},
+        halving={name: value for name, value in halving.items() if value is not None},
         **{name: value for name, value in given.items() if value is not None},
     )
 
@@ -118,9 +141,11 @@ def _config(arguments: argparse.Namespace) -> "SearchConfig":
 def _workers(arguments: argparse.Namespace, config: "SearchConfig", device: str) -> int:
     if arguments.workers is not None:
         return int(arguments.workers)
-    count = config.evaluations if config.mode == "evolution" else config.controller.samples
+    counts = {"evolution": config.evaluations, "policy-gradient": config.controller.samples}
+    # A training is worth a process of its own; a glance is not.
+    few = counts.get(config.mode, _FEW) < _FEW or arguments.data == DIGITS
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device != "cpu" or count < _FEW else min(cores, _MAX_WORKERS)
+    return 1 if device != "cpu" or few else min(cores, _MAX_WORKERS)
 
 
 def _record(out: Path, arguments: argparse.Namespace, train: "ImageDataset", seconds: float) -> None:
@@ -145,6 +170,7 @@ def _row(record: "Evaluated") -> dict[str, Any]:
         "clean_accuracy": record.clean_accuracy,
         "faulty_accuracy": record.faulty_accuracy,
         "reward": record.reward,
+        "channels": record.channels,
         "num_macs": record.num_macs,
         "num_parameters": record.num_parameters,
     }
@@ -175,22 +201,24 @@ def _print(result: "SearchResult", records: "list[Evaluated]", out: Path, second
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="the front, by the shared weights; the best reward first", box=SIMPLE_HEAD)
-    for name in ("architecture", "clean", "under faults", "reward", "MACs", "parameters"):
+    table = Table(title="the front; the best reward first", box=SIMPLE_HEAD)
+    for name in ("architecture", "clean", "under faults", "reward", "C", "MACs", "parameters"):
         table.add_column(name, justify="right", no_wrap=True)
     for number in result.front[:_MAX_ROWS]:
         one = records[number]
         accuracies = (f"{x:.2%}" for x in (one.clean_accuracy, one.faulty_accuracy, one.reward))
         name = f"{number}{' *' if number == result.chosen else ''}"
-        table.add_row(name, *accuracies, f"{one.num_macs:,}", f"{one.num_parameters:,}")
+        table.add_row(name, *accuracies, str(one.channels), f"{one.num_macs:,}", f"{one.num_parameters:,}")
     Console().print(table)
     more = len(result.front) - _MAX_ROWS
     render.print_pairs(
         {
-            "judged": f"{result.num_evaluated:,} architectures, after {result.supernet_steps:,} steps of the supernet",
+            "judged": f"{result.num_evaluated:,} architectures, "
+            + (f"after {result.supernet_steps:,} steps of the supernet" if result.supernet_steps else "trained alone"),
             **({"not shown": f"{more} more of the front: archive.jsonl"} if more > 0 else {}),
-            "chosen": f"{result.chosen}: {result.num_parameters:,} parameters, {result.num_macs:,} MACs",
+            "chosen": f"{result.chosen}: {result.channels} channels, {result.num_parameters:,} parameters, "
+            f"{result.num_macs:,} MACs",
             "time": f"{seconds:.0f} s",
-            "next": f"sparing nas train {out / 'genotype.json'} --data ... --out ...",
+            "next": f"sparing nas train {out / 'genotype.json'} --channels {result.channels} --data ... --out ...",
         }
     )

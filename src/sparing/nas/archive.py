@@ -5,6 +5,7 @@
     DIR/search.json      schema, version, and the fingerprint: settings and data
     DIR/archive.jsonl    one JSON object an evaluation, each on the disk before the next
     DIR/supernet/        the newest checkpoint, see ``sparing.runs``
+    DIR/trainings/       instead, where architectures are trained alone: checkpoints of those under way
 
 Lines come in one order whatever the workers, so that a search that went on after kill -9 has the same bytes as one that
 never stopped. The last line may be torn by a kill or a power cut: it is dropped and evaluated again.
@@ -23,7 +24,7 @@ from sparing.explore import pareto_front
 from sparing.nas.genotype import Genotype
 from sparing.runs.journal import Journal, JournalKind, read_journal
 
-__all__ = ["Evaluated", "SearchFolder", "evaluated_front", "read_archive"]
+__all__ = ["Evaluated", "SearchFolder", "best_first", "evaluated_front", "judged", "read_archive"]
 
 _Count = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,11 +35,12 @@ class Evaluated(BaseModel):
 
     Attributes:
         number: place in the archive, from 0.
-        stage: ``"search"``: judged by the trained supernet, comparable with each other; ``"policy"``: a reward on the
-            way, from one batch and weights that were still being trained.
-        step: of the supernet's training at that time.
+        stage: ``"search"``: judged by the trained supernet or trained alone, comparable with others of that step;
+            ``"policy"``: a reward on the way, from one batch and weights that were still being trained.
+        step: of the training that gave the weights: the supernet's, or the architecture's own.
         vector: the architecture as options of the search space.
         genotype: the architecture.
+        channels: C of the final network.
         num_macs: multiply-accumulates of the final network for one image.
         num_parameters: of the final network.
         clean_accuracy: without faults, 0 to 1.
@@ -53,6 +55,7 @@ class Evaluated(BaseModel):
     step: _Count
     vector: tuple[_Count, ...]
     genotype: Genotype
+    channels: Annotated[int, Field(ge=2)]
     num_macs: _Count
     num_parameters: _Count
     clean_accuracy: _Share
@@ -72,7 +75,7 @@ class Evaluated(BaseModel):
 _KIND = JournalKind(
     what="search",
     schema="sparing.nas.search",
-    version=1,  # 1: first
+    version=2,  # 1: first; 2: channels
     header="search.json",
     lines="archive.jsonl",
     record=Evaluated,
@@ -81,13 +84,25 @@ _KIND = JournalKind(
 )
 
 
+def judged(records: Sequence[Evaluated]) -> list[Evaluated]:
+    """Those that a search chooses among, comparable with each other: of the search stage, trained for longest."""
+    found = [record for record in records if record.stage == "search"]
+    last = max((record.step for record in found), default=0)
+    return [record for record in found if record.step == last]
+
+
+def best_first(record: Evaluated) -> tuple[float, int, int]:
+    """A key to sort by: falling reward; of equal ones the one with fewer MACs, then the earlier one."""
+    return -record.reward, record.num_macs, record.number
+
+
 def evaluated_front(records: Sequence[Evaluated]) -> list[Evaluated]:
-    """Those of the search stage that no other dominates in clean and faulty accuracy, MACs and parameters.
+    """Those of :func:`judged` that no other dominates in clean and faulty accuracy, MACs and parameters.
 
     Returns:
         By falling reward, then in the order of the archive; of equal ones the first.
     """
-    found = [record for record in records if record.stage == "search"]
+    found = judged(records)
     if not found:
         return []
     costs = [[-one.clean_accuracy, -one.faulty_accuracy, one.num_macs, one.num_parameters] for one in found]

@@ -9,15 +9,15 @@ import numpy as np
 from pydantic import Field
 
 from sparing.errors import ArgumentError, FormatError
-from sparing.nas.archive import Evaluated
-from sparing.nas.genotype import Genotype
+from sparing.nas.archive import Evaluated, SearchFolder, best_first, evaluated_front, judged
+from sparing.nas.genotype import Genotype, save_genotype
 from sparing.runs.atomic import replace_file
 from sparing.runs.documents import Settings, parse_document
 
-__all__ = ["Finalist", "SearchResult", "derive", "load_search_result"]
+__all__ = ["Finalist", "SearchResult", "conclude", "derive", "load_search_result"]
 
 _SCHEMA: Literal["sparing.nas.search-result"] = "sparing.nas.search-result"
-_VERSION: Literal[1] = 1  # 1: first
+_VERSION: Literal[2] = 2  # 1: first; 2: channels
 RESULT_FILE = "result.json"
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,18 +47,20 @@ class SearchResult(Settings):
         schema_name, version: of the document.
         genotype: the chosen architecture.
         chosen: its place in the archive.
+        channels: C of its final network.
         num_macs: of its final network for one image.
         num_parameters: of its final network.
-        num_evaluated: architectures judged by the trained supernet.
-        supernet_steps: of the training of the shared weights.
+        num_evaluated: architectures judged, by the trained supernet or trained alone.
+        supernet_steps: of the training of the shared weights; 0 without any.
         front: places in the archive of what nothing dominates in clean and faulty accuracy, MACs and parameters.
         finalists: by falling reward; empty if the best reward of the search was taken as it is.
     """
 
     schema_name: Literal["sparing.nas.search-result"] = _SCHEMA
-    version: Literal[1] = _VERSION
+    version: Literal[2] = _VERSION
     genotype: Genotype
     chosen: _Count
+    channels: _Count
     num_macs: _Count
     num_parameters: _Count
     num_evaluated: _Count
@@ -74,6 +76,27 @@ class SearchResult(Settings):
         """
         with replace_file(Path(folder) / RESULT_FILE) as file:
             file.write(self.model_dump_json(indent=1).encode() + b"\n")
+
+
+def conclude(
+    folder: SearchFolder, chosen: Evaluated, *, finalists: Sequence[Finalist] = (), supernet_steps: int = 0
+) -> SearchResult:
+    """Writes down what a search has found, ``result.json`` and ``genotype.json``, each replaced as a whole."""
+    records = folder.records
+    result = SearchResult(
+        genotype=chosen.genotype,
+        chosen=chosen.number,
+        channels=chosen.channels,
+        num_macs=chosen.num_macs,
+        num_parameters=chosen.num_parameters,
+        num_evaluated=len({record.vector for record in records if record.stage == "search"}),
+        supernet_steps=supernet_steps,
+        front=tuple(one.number for one in evaluated_front(records)),
+        finalists=tuple(finalists),
+    )
+    save_genotype(folder.path / "genotype.json", result.genotype)
+    result.save(folder.path)
+    return result
 
 
 def load_search_result(folder: str | os.PathLike[str]) -> SearchResult:
@@ -115,13 +138,13 @@ def derive(
     """
     if count < 1:
         raise ArgumentError(f"count: expected 1 or more, got {count}")
-    judged = [record for record in records if record.stage == "search"]
+    found = judged(records)
     limits = (np.inf if max_macs is None else max_macs, np.inf if max_parameters is None else max_parameters)
-    within = [one for one in judged if one.num_macs <= limits[0] and one.num_parameters <= limits[1]]
+    within = [one for one in found if one.num_macs <= limits[0] and one.num_parameters <= limits[1]]
     if not within:
-        least = min((one.num_macs for one in judged), default=None)
+        least = min((one.num_macs for one in found), default=None)
         raise ArgumentError(
-            f"max_macs, max_parameters: none of the {len(judged)} architectures is within {max_macs} MACs and "
+            f"max_macs, max_parameters: none of the {len(found)} architectures is within {max_macs} MACs and "
             f"{max_parameters} parameters; the smallest has {least} MACs"
         )
-    return sorted(within, key=lambda one: (-one.reward, one.num_macs, one.number))[:count]
+    return sorted(within, key=best_first)[:count]

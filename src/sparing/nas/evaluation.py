@@ -24,7 +24,7 @@ from sparing.nas.space import SearchSpace
 from sparing.nas.supernet import Supernet
 from sparing.vision import ImageDataset, to_float
 
-__all__ = ["Evaluator", "Measured", "batches_of", "calibrate_architecture_", "measure", "supernet_of"]
+__all__ = ["Evaluator", "Measured", "batches_of", "calibrate_architecture_", "measure", "one_thread", "supernet_of"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Evaluator:
         supernet = self.supernet
         genotype = self._space.decode(np.asarray(vector, np.int64))
         device = next(supernet.parameters()).device
-        with _one_thread():
+        with one_thread():
             network = supernet.path(genotype)
             calibrate_architecture_(network, _floats(self._calibration, device))
             batches = batches_of(self._held_out, chosen, self._config.evaluation.batch_size, device)
@@ -220,7 +220,8 @@ def _floats(images: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Lets PyTorch compute in one thread: sums depend on how many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,9 +20,23 @@ from sparing.nas.network import CellNetwork
 from sparing.runs import Progress
 from sparing.runs.atomic import replace_file
 from sparing.runs.documents import Settings
-from sparing.vision import ClassifierTrainingConfig, EpochResult, ImageDataset, to_float, train_classifier_
+from sparing.vision import (
+    ClassifierTrainingConfig,
+    EpochResult,
+    ImageDataset,
+    TrainingResult,
+    to_float,
+    train_classifier_,
+)
 
-__all__ = ["FINAL_PRESETS", "FinalTrainingConfig", "TrainedGenotype", "final_config", "train_genotype"]
+__all__ = [
+    "FINAL_PRESETS",
+    "FinalTrainingConfig",
+    "TrainedGenotype",
+    "final_config",
+    "train_genotype",
+    "trained_network",
+]
 
 _RESULT_FILE = "result.json"
 _PUBLISHED = ClassifierTrainingConfig(epochs=100, batch_size=128, learning_rate=0.1, weight_decay=4e-5)
@@ -151,33 +165,14 @@ def train_genotype(
     if train.class_names != test.class_names:
         raise ArgumentError(f"test: expected the classes of train {train.class_names}, got {test.class_names}")
     target, out = torch.device(device), Path(folder)
-    training = config.training
-    if training.precision == "auto" and target.type == "cpu":
-        # Gradients of depthwise convolutions take several times longer in bfloat16 on a CPU.
-        training = training.model_copy(update={"precision": "float32"})
-    model = CellNetwork(
-        genotype,
-        train.num_classes,
-        channels=config.channels,
-        num_cells=config.num_cells,
-        dropout=config.dropout,
-        seed=training.seed,
-    ).to(target)
-    fixed_point_(model, to_float(train.images[: config.calibration_images], target))
-    result = train_classifier_(
-        model,
-        train,
-        config=training,
-        checkpoint_folder=out / "checkpoints",
-        device=target,
-        step=_Step(genotype, config),
-        progress=progress,
+    model, result = trained_network(
+        genotype, train, config=config, device=target, checkpoint_folder=out / "checkpoints", progress=progress
     )
     found = measure(
         model,
         batches_of(test, range(len(test)), 250, target),
         config.fault,
-        seed=training.seed,
+        seed=config.training.seed,
         draws=range(config.draws),
     )
     cost = network_cost(
@@ -198,6 +193,57 @@ def train_genotype(
     with replace_file(out / _RESULT_FILE) as file:
         file.write(trained.model_dump_json(indent=1).encode() + b"\n")
     return trained
+
+
+def trained_network(
+    genotype: Genotype,
+    images: ImageDataset,
+    *,
+    config: FinalTrainingConfig,
+    device: torch.device,
+    checkpoint_folder: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> tuple[CellNetwork, TrainingResult]:
+    """Builds a genotype's network and trains it under faults.
+
+    Args:
+        genotype: the architecture.
+        images: to train on, of the size that the settings say.
+        config: the settings.
+        device: where to train.
+        checkpoint_folder: from which a training that was interrupted goes on.
+        progress: called with ``"training"`` after each step; may raise to stop.
+
+    Returns:
+        The network in 8 bits and in evaluation mode, and what each epoch gave.
+
+    Raises:
+        ArgumentError, ConfigError, BusyError, FormatError, NonFiniteError, OSError: as
+            :func:`~sparing.vision.train_classifier_`.
+    """
+    training = config.training
+    if training.precision == "auto" and device.type == "cpu":
+        # Gradients of depthwise convolutions take several times longer in bfloat16 on a CPU.
+        training = training.model_copy(update={"precision": "float32"})
+    model = CellNetwork(
+        genotype,
+        images.num_classes,
+        channels=config.channels,
+        num_cells=config.num_cells,
+        dropout=config.dropout,
+        seed=training.seed,
+    ).to(device)
+    fixed_point_(model, to_float(images.images[: config.calibration_images], device))
+    result = train_classifier_(
+        model,
+        images,
+        config=training,
+        checkpoint_folder=checkpoint_folder,
+        device=device,
+        step=_Step(genotype, config),
+        progress=progress,
+    )
+    return model, result
 
 
 class _Step(FaultTolerantStep):

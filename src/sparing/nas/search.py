@@ -1,8 +1,9 @@
 """Architecture search under faults: a supernet is trained, its architectures are judged, the best one is chosen.
 
-Two modes. ``"evolution"``: weights are trained with random architectures, and then evolution looks among them, each
-judged on fixed images under fixed draws of faults. ``"policy-gradient"``, the paper's: epochs of the weights, with
-architectures that a policy draws, take turns with steps of the policy, whose rewards are accuracies on held-out images.
+Three modes. ``"halving"``: architectures are trained alone, ever fewer for ever longer. ``"evolution"``: shared weights
+are trained with random architectures, and then evolution looks among them, each judged on fixed images under fixed
+draws of faults. ``"policy-gradient"``, the paper's: epochs of the weights, with architectures that a policy draws, take
+turns with steps of the policy, whose rewards are accuracies on held-out images.
 
 Source: X. Ning et al., *FTT-NAS*, arXiv 2003.10375, 2020, section 5.
 """
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 
 from sparing.errors import ArgumentError, ConfigError, FormatError
-from sparing.nas.archive import Evaluated, SearchFolder, evaluated_front
+from sparing.nas.archive import Evaluated, SearchFolder
 from sparing.nas.cost_table import CostTable
-from sparing.nas.derive import Finalist, SearchResult, derive
+from sparing.nas.derive import Finalist, SearchResult, conclude, derive
 from sparing.nas.evaluation import Evaluator, supernet_of
 from sparing.nas.evolutionary import Judge, evolve
-from sparing.nas.genotype import save_genotype
+from sparing.nas.halving import Rounds, halve
 from sparing.nas.images import data_identity, downscaled, parted
 from sparing.nas.policy import PolicySearch
 from sparing.nas.search_config import SearchConfig
@@ -60,9 +61,11 @@ def run_search(
         folder: of the search: archive, checkpoints, and in the end ``result.json`` and ``genotype.json``.
         workers: processes that judge architectures, on the CPU only, each in one thread.
         device: where the supernet is.
-        checkpoint_steps: steps between checkpoints; None: one an epoch. It does not change what is computed.
+        checkpoint_steps: steps of the supernet between checkpoints; None: one an epoch. It does not change what is
+            computed.
         trials: keep Optuna's ``trials.journal`` too, see :class:`~sparing.nas.trials.TrialJournal`.
-        progress: called with ``"supernet"``, ``"policy"``, ``"evaluations"``, ``"finalists"``; may raise to stop.
+        progress: called with ``"supernet"``, ``"policy"``, ``"evaluations"``, ``"finalists"``, or of each round of
+            halving with ``"round 1 of 3"``; may raise to stop.
 
     Returns:
         What was found.
@@ -82,15 +85,24 @@ def run_search(
         raise ArgumentError(f"workers: expected 1 on {target.type}, got {workers}; several are for the CPU")
     images = downscaled(dataset, config.image_size)
     weights, held_out = parted(images, config.weight_images, seed=config.seed)
-    identity = {"settings": config.model_dump(mode="json"), "data": data_identity(images), "device": target.type}
-    cost = _costs(config, dataset.num_classes)
+    identity: dict[str, Any] = {
+        "settings": config.model_dump(mode="json"),
+        "data": data_identity(images),
+        "device": target.type,
+    }
     # Dropout draws from torch's global generator: it is seeded for each step, and left as it was.
     cuda = [target] if target.type == "cuda" else []
     with SearchFolder(folder, identity) as opened, torch.random.fork_rng(devices=cuda):
-        search = _Search(opened, config, cost, weights, held_out, target, identity, checkpoint_steps, progress)
+        mirror: Callable[[], object] = _nothing
         if trials:
-            journal = TrialJournal(opened.path / "trials.journal", num_options=search.space.num_options)
-            search.mirror = lambda: journal.sync(opened.records)
+            journal = TrialJournal(opened.path / "trials.journal", num_options=SearchSpace(config.space).num_options)
+            mirror = lambda: journal.sync(opened.records)  # noqa: E731
+        tell = progress if progress is not None else _silent
+        if config.mode == "halving":
+            rounds = Rounds(config, weights, held_out, device=target, folder=opened.path / "trainings")
+            return conclude(opened, halve(opened, rounds, workers=workers, progress=tell, after=mirror)[0])
+        cost = _costs(config, dataset.num_classes)
+        search = _Search(opened, config, cost, weights, held_out, target, identity, checkpoint_steps, tell, mirror)
         return search.run(workers)
 
 
@@ -107,11 +119,11 @@ class _Search:
         device: torch.device,
         identity: dict[str, Any],
         checkpoint_steps: int | None,
-        progress: Progress | None,
+        progress: Progress,
+        mirror: Callable[[], object],
     ) -> None:
         self.folder, self.config, self.held_out = folder, config, held_out
-        self.progress = progress if progress is not None else _silent
-        self.mirror: Callable[[], object] = _nothing
+        self.progress, self.mirror = progress, mirror
         self.space = SearchSpace(config.space)
         self.cost = cost
         supernet = supernet_of(config, held_out.num_classes).to(device)
@@ -194,6 +206,7 @@ class _Search:
                     step=self.training.step,
                     vector=vector,
                     genotype=self.space.decode(vector),
+                    channels=self.config.channels,
                     num_macs=cost.num_macs,
                     num_parameters=cost.num_parameters,
                     clean_accuracy=measured.clean_accuracy,
@@ -231,19 +244,7 @@ class _Search:
                 self.progress("finalists", len(finalists), len(best))
             finalists.sort(key=lambda one: (-one.reward, one.number))
         chosen = records[finalists[0].number if finalists else best[0].number]
-        result = SearchResult(
-            genotype=chosen.genotype,
-            chosen=chosen.number,
-            num_macs=chosen.num_macs,
-            num_parameters=chosen.num_parameters,
-            num_evaluated=sum(record.stage == "search" for record in records),
-            supernet_steps=self.training.step,
-            front=tuple(one.number for one in evaluated_front(records)),
-            finalists=tuple(finalists),
-        )
-        save_genotype(self.folder.path / "genotype.json", result.genotype)
-        result.save(self.folder.path)
-        return result
+        return conclude(self.folder, chosen, finalists=finalists, supernet_steps=self.training.step)
 
     def _save(self) -> None:
         tensors, state = self.training.tensors(), {"optimizer": self.training.state(), "policy": None}

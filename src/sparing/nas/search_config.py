@@ -12,6 +12,7 @@ Source: X. Ning et al., *FTT-NAS*, arXiv 2003.10375, 2020, and the public code. 
 images of an evaluation, sizes of the evolution), it is ours.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -21,11 +22,13 @@ from sparing.errors import ArgumentError
 from sparing.explore import EvolutionConfig
 from sparing.faults import AnyFault, BitBias, FaultModel
 from sparing.runs.documents import Settings
+from sparing.vision import ClassifierTrainingConfig
 from sparing.vision._settings import Precision
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "ControllerConfig",
     "EvaluationConfig",
+    "HalvingConfig",
     "Objective",
     "PRESETS",
     "SearchConfig",
@@ -36,7 +39,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1)]
 Objective: TypeAlias = Literal["clean", "faulty", "macs", "parameters"]
-Mode: TypeAlias = Literal["evolution", "policy-gradient"]
+Mode: TypeAlias = Literal["halving", "evolution", "policy-gradient"]
 
 PUBLISHED_REWARD_SHARE = {"features": 0.5, "weights": 0.2}
 """α_r of the published searches, by what the fault hits."""
@@ -89,6 +92,34 @@ class EvaluationConfig(Settings):
     reward_share: _Share = 0.5
 
 
+class HalvingConfig(Settings):
+    """Rounds in which architectures are trained alone, ever fewer for ever longer, each time from new weights.
+
+    Attributes:
+        candidates: architectures of each round: the first ones are drawn by chance, then the best of the round before.
+        epochs: of each round, over the images for weights: whole numbers, or below 1 a part of the images.
+        loss_share: α_l, 0 to 1: (1 − α_l)·loss + α_l·loss under one draw of faults.
+        training: of each network; its epochs, seed and precision are the rounds' and the search's.
+    """
+
+    candidates: Annotated[tuple[_Count, ...], Field(min_length=1)] = (64, 16, 4)
+    epochs: Annotated[tuple[Annotated[float, Field(gt=0, le=100_000)], ...], Field(min_length=1)] = (2, 8, 32)
+    loss_share: _Share = 0.7
+    training: ClassifierTrainingConfig = ClassifierTrainingConfig(batch_size=128, learning_rate=0.1, weight_decay=4e-5)
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if len(self.candidates) != len(self.epochs):
+            raise ValueError(f"candidates, epochs: expected as many, got {self.candidates} and {self.epochs}")
+        if any(later > sooner for sooner, later in itertools.pairwise(self.candidates)):
+            raise ValueError(f"candidates: expected ever fewer, got {self.candidates}")
+        if any(later <= sooner for sooner, later in itertools.pairwise(self.epochs)):
+            raise ValueError(f"epochs: expected ever more, got {self.epochs}")
+        if any(epochs > 1 and epochs != round(epochs) for epochs in self.epochs):
+            raise ValueError(f"epochs: expected whole numbers, or below 1, got {self.epochs}")
+        return self
+
+
 class ControllerConfig(Settings):
     """The policy that draws architectures, and how it learns.
 
@@ -118,21 +149,22 @@ class SearchConfig(Settings):
 
     Attributes:
         space: ``"feature"`` (8 primitives, light preprocessing) or ``"weight"`` (11 primitives).
-        channels: C of the first cells.
+        channels: C of the first cells. Halving makes each network as wide as the budget allows, if there is one.
         num_cells: cells in a row.
         image_size: side in pixels; images of a multiple of it are averaged down.
         fault: what architectures must bear. Networks compute with 8-bit weights and features, which faults count in.
-        mode: ``"evolution"`` on a supernet trained with random architectures, or the paper's ``"policy-gradient"``.
+        mode: ``"evolution"`` on a supernet trained with random architectures, the paper's ``"policy-gradient"``, or
+            ``"halving"``, without a supernet.
         weight_images: share of the images for weights; the others are held out.
         max_macs: multiply-accumulates of the final network for one image, at most; None: any.
         max_parameters: of the final network, at most; None: any.
         objectives: of the evolution.
         evaluations: architectures that evolution evaluates.
         finalists: those of the best reward that are judged once more in the end, by `final_images` held-out images and
-            `final_draws` draws that the search has not seen; 1 takes the best as it is.
-        final_images: held-out images, for finalists; fewer if there are fewer.
-        final_draws: of faults, for finalists.
-        supernet, evaluation, controller, evolution: see there.
+            `final_draws` draws that the search has not seen; 1 takes the best as it is. Halving has its last round.
+        final_images: held-out images, for finalists, and for halving's last round; fewer if there are fewer.
+        final_draws: of faults, for the same.
+        supernet, evaluation, controller, evolution, halving: see there.
         seed: 0 or more.
         precision: of arithmetic in training; evaluations are in float32.
 
@@ -158,6 +190,7 @@ class SearchConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     controller: ControllerConfig = ControllerConfig()
     evolution: EvolutionConfig = EvolutionConfig(population=50)
+    halving: HalvingConfig = HalvingConfig()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Precision = "auto"
 
@@ -181,6 +214,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "final_draws": 10,
         "controller": {"steps": 30, "samples": 30, "batch_size": 250},
         "evolution": {"population": 20},
+        "halving": {
+            "candidates": (24, 8, 2),
+            "epochs": (0.25, 1, 3),
+            "training": {"batch_size": 64, "learning_rate": 0.05, "crop_padding": 2},
+        },
     },
     "demo": {
         "channels": 4,
@@ -193,6 +231,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "final_draws": 4,
         "controller": {"steps": 8, "samples": 8, "batch_size": 200},
         "evolution": {"population": 8},
+        "halving": {
+            "candidates": (8, 2),
+            "epochs": (1, 3),
+            "training": {"batch_size": 32, "crop_padding": 0, "flip": False},
+        },
     },
 }
 """What differs from the defaults: ``"published"`` for an accelerator, ``"cpu"`` for two cores, ``"demo"``: seconds."""
@@ -203,8 +246,8 @@ def preset_config(preset: str, **overrides: Any) -> SearchConfig:
 
     Args:
         preset: of :data:`PRESETS`.
-        **overrides: fields of :class:`SearchConfig`; a mapping for `supernet`, `evaluation`, `controller` or
-            `evolution` changes only the fields that it names. The reward's share of faults is the published one for
+        **overrides: fields of :class:`SearchConfig`; a mapping for `supernet`, `evaluation`, `controller`, `evolution`
+            or `halving` changes only the fields that it names. The reward's share of faults is the published one for
             faults of features or of weights unless given.
 
     Raises:
@@ -217,15 +260,20 @@ def preset_config(preset: str, **overrides: Any) -> SearchConfig:
     """
     if preset not in PRESETS:
         raise ArgumentError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-    fields = {**PRESETS[preset]}
+    # Nested settings whose defaults differ from their class's.
+    defaults = SearchConfig().model_dump(include={"evolution", "halving"})
+    fields = _merged(defaults, PRESETS[preset])
     fault = overrides.get("fault")
     if isinstance(fault, FaultModel):
         place = "features" if any(part.place == "features" for part in fault.parts) else "weights"
-        share = {"reward_share": PUBLISHED_REWARD_SHARE[place]}
-        fields["evaluation"] = {**fields.get("evaluation", {}), **share}
-    for name, value in overrides.items():
-        both = isinstance(value, Mapping) and isinstance(fields.get(name, {}), Mapping)
-        fields[name] = {**fields.get(name, {}), **value} if both and name != "fault" else value
-    # Nested settings whose default differs from their class's.
-    fields["evolution"] = {**SearchConfig().evolution.model_dump(), **dict(fields.get("evolution", {}))}
-    return SearchConfig.of(**fields)
+        fields = _merged(fields, {"evaluation": {"reward_share": PUBLISHED_REWARD_SHARE[place]}})
+    return SearchConfig.of(**_merged(fields, overrides))
+
+
+def _merged(fields: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with others in their place, and of those that are mappings on both sides the fields of both."""
+    found = dict(fields)
+    for name, value in others.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = _merged(found[name], value) if both else value
+    return found

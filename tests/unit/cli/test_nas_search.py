@@ -60,9 +60,24 @@ def test_search_train_and_what_they_leave(capsys, tmp_path):
     assert done.stdout.strip() == "(2, 10)"
 
 
+def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
+    search = ("search", "--mode", "halving", "--rounds", "2:.5,1:1", "--max-macs", "60000", "--data", "digits")
+    code, out, err = run(capsys, *search, "--images", "200", "--out", tmp_path, "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["num_evaluated"] == 2
+    assert answer["settings"]["halving"]["training"]["flip"] is False
+    assert answer["chosen"]["num_macs"] <= 60_000
+    code, out, _ = run(capsys, *search, "--images", "200", "--out", tmp_path, "--resume")
+    assert code == 0
+    assert f"--channels {answer['chosen']['channels']} " in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("search", "--mode", "halving", *SMALL), "--epochs"),
+        (("search", *SMALL, "--rounds", "2:1"), "--rounds"),
         (("search", "--fault", "stuck-at:form=bit", "--p-m", "1e-4", *SMALL), "--p-m"),
         (("search", "--fault", "rust", *SMALL), "rust"),
         (("search", *SMALL, "--max-macs", "10"), "max_macs"),

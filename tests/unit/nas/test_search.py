@@ -11,7 +11,7 @@ from sparing.errors import ArgumentError, BusyError, ConfigError, FormatError  #
 from sparing.faults import BitBias, StuckAt  # noqa: E402
 from sparing.nas.archive import Evaluated, SearchFolder, evaluated_front, read_archive  # noqa: E402
 from sparing.nas.cost import network_cost  # noqa: E402
-from sparing.nas.cost_table import CostTable  # noqa: E402
+from sparing.nas.cost_table import CostTable, widest_channels  # noqa: E402
 from sparing.nas.derive import derive, load_search_result  # noqa: E402
 from sparing.nas.images import downscaled, parted  # noqa: E402
 from sparing.nas.search import run_search  # noqa: E402
@@ -38,8 +38,8 @@ def tiny_config(**settings):
         "demo",
         channels=2,
         evaluations=5,
-        final_draws=1,
         **{
+            "final_draws": 1,
             "supernet": {"epochs": 1, "batch_size": 40},
             "evaluation": {"images": 20, "draws": 1, "calibration_images": 16},
             "controller": {"steps": 2, "samples": 3, "batch_size": 10, "hidden": 8},
@@ -57,6 +57,7 @@ def record(number, clean, faulty, macs, parameters=10, stage="search"):
         step=3,
         vector=tuple(SPACE.encode(genotype).tolist()),
         genotype=genotype,
+        channels=2,
         num_macs=macs,
         num_parameters=parameters,
         clean_accuracy=clean,
@@ -96,10 +97,85 @@ def test_a_search_and_one_that_is_called_again(tmp_path):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    "limits", [{"max_macs": 500_000}, {"max_parameters": 40_000}, {"max_macs": 10**6, "max_parameters": 40_000}]
+)
+@pytest.mark.parametrize("space", ["feature", "weight"])
+def test_the_widest_network_within_a_budget(space, limits):
+    genotype = SearchSpace(space).random(5)
+    sizes = {"num_cells": 3, "image_size": 8, "num_classes": 3}
+    channels = widest_channels(genotype, **limits, **sizes)
+
+    def fits(channels):
+        cost = network_cost(genotype, channels=channels, **sizes)
+        values = {"max_macs": cost.num_macs, "max_parameters": cost.num_parameters}
+        return all(values[name] <= limit for name, limit in limits.items())
+
+    assert channels > 2
+    assert fits(channels)
+    assert not fits(channels + 1)
+
+
+def test_no_width_is_within_no_budget():
+    genotype = SPACE.random(0)
+    with pytest.raises(ArgumentError, match="expected a limit"):
+        widest_channels(genotype)
+    with pytest.raises(ArgumentError, match="2 channels, got 5 and None"):
+        widest_channels(genotype, max_macs=5)
+
+
+HALVING = {"candidates": (4, 2), "epochs": (0.5, 1), "training": {"batch_size": 10}}
+
+
+def test_halving_trains_the_better_half_for_longer(tmp_path):
+    stages = []
+    config = tiny_config(mode="halving", max_macs=60_000, final_draws=3, halving=HALVING)
+    result = run_search(data(), config=config, folder=tmp_path / "s", progress=lambda *a: stages.append(a))
+    records = read_archive(tmp_path / "s")
+    assert [r.step for r in records] == [4] * 4 + [8] * 2
+    assert [len(r.faulty_accuracies) for r in records] == [1] * 4 + [3] * 2
+    first, last = records[:4], records[4:]
+    kept = sorted(first, key=lambda one: (-one.reward, one.num_macs))[:2]
+    assert [r.vector for r in last] == [r.vector for r in kept]
+    for one in records:
+        limit = {"max_macs": 60_000, "image_size": 8, "num_cells": 3, "num_classes": 3}
+        assert one.channels == widest_channels(one.genotype, **limit)
+        assert one.num_macs <= 60_000
+    assert len({r.channels for r in records}) > 1
+    assert stages == [("round 1 of 2", n, 4) for n in (1, 2, 3, 4)] + [("round 2 of 2", n, 2) for n in (1, 2)]
+    best = max(last, key=lambda one: one.reward)
+    assert result.genotype == best.genotype
+    assert result.channels == best.channels
+    assert (result.num_evaluated, result.supernet_steps) == (4, 0)
+    assert set(result.front) <= {4, 5}
+    assert load_search_result(tmp_path / "s") == result
+    assert not list((tmp_path / "s" / "trainings").iterdir())
+    # A lost line is trained again, and nothing else.
+    file = tmp_path / "s" / "archive.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
+    assert run_search(data(), config=config, folder=tmp_path / "s") == result
+    assert file.read_bytes() == whole
+
+
+def test_halving_wants_rounds_of_growing_length(tmp_path):
+    for wrong in ({"candidates": (2, 4)}, {"epochs": (1, 1)}, {"epochs": (1, 2.5)}, {"candidates": (2,)}):
+        with pytest.raises(ConfigError, match="halving"):
+            tiny_config(mode="halving", halving={**HALVING, **wrong})
+    close = tiny_config(mode="halving", halving={**HALVING, "epochs": (0.9, 1), "training": {"batch_size": 50}})
+    with pytest.raises(ArgumentError, match="ever more steps"):
+        run_search(data(), config=close, folder=tmp_path / "a")
+    small = tiny_config(mode="halving", max_macs=10, halving=HALVING)
+    with pytest.raises(ConfigError, match="room for 4 architectures, found 0"):
+        run_search(data(), config=small, folder=tmp_path / "b")
+
+
 @pytest.mark.slow
-def test_workers_do_not_change_what_is_found(tmp_path):
-    alone = run_search(data(), config=tiny_config(), folder=tmp_path / "one")
-    together = run_search(data(), config=tiny_config(), folder=tmp_path / "two", workers=2)
+@pytest.mark.parametrize("mode", ["evolution", "halving"])
+def test_workers_do_not_change_what_is_found(tmp_path, mode):
+    config = tiny_config(mode=mode, halving=HALVING)
+    alone = run_search(data(), config=config, folder=tmp_path / "one")
+    together = run_search(data(), config=config, folder=tmp_path / "two", workers=2)
     assert together == alone
     files = [tmp_path / name / "archive.jsonl" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -236,6 +312,8 @@ def test_presets():
     assert preset_config("published", fault=StuckAt(form="bit")).evaluation.reward_share == 0.2
     assert json.loads(preset_config("cpu").model_dump_json())["evolution"]["population"] == 20
     assert preset_config("published").evolution.population == 50
+    training = preset_config("cpu", halving={"training": {"flip": False}}).halving.training
+    assert (training.flip, training.batch_size, training.weight_decay) == (False, 64, 4e-5)
     with pytest.raises(ArgumentError, match="cpu"):
         preset_config("tiny")
     with pytest.raises(ConfigError, match=r"supernet.epochs"):

@@ -1,0 +1,230 @@
+"""Successive halving: architectures are trained alone, many for a short time, the better of them for longer.
+
+Each has weights of its own and is judged as a finished network would be, so that nothing depends on how well shared
+weights stand for them; in return few are tried. Every round trains from new weights, on the whole of a learning rate's
+cycle: a network in mid-cycle says little. Within a budget each is as wide as it allows.
+
+Source: K. Jamieson and A. Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter Optimization*, 2016.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sparing.errors import ArgumentError, ConfigError
+from sparing.nas.archive import Evaluated, SearchFolder, best_first
+from sparing.nas.cost import network_cost
+from sparing.nas.cost_table import widest_channels
+from sparing.nas.evaluation import Measured, batches_of, measure, one_thread
+from sparing.nas.final_training import FinalTrainingConfig, trained_network
+from sparing.nas.search_config import SearchConfig
+from sparing.nas.space import SearchSpace
+from sparing.runs import Progress, Shared, open_executor
+from sparing.vision import ImageDataset
+
+__all__ = ["Candidate", "Rounds", "halve"]
+
+_CANDIDATES = 31
+"""Stream of chance."""
+_ATTEMPTS = 1000
+
+
+class Candidate(NamedTuple):
+    """An architecture and how wide it is.
+
+    Attributes:
+        vector: its options.
+        channels: C.
+    """
+
+    vector: tuple[int, ...]
+    channels: int
+
+
+class Rounds:
+    """Trains and judges architectures; may be sent to other processes, and gives the same numbers there.
+
+    Args:
+        config: of the search.
+        weights: images to train on.
+        held_out: images to judge by, from which the first are taken.
+        device: where to train.
+        folder: for checkpoints of trainings that are under way.
+
+    Raises:
+        ArgumentError: too few images for rounds of growing length.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        weights: ImageDataset,
+        held_out: ImageDataset,
+        *,
+        device: torch.device,
+        folder: Path,
+    ) -> None:
+        self.config, self._held_out, self._device, self._folder = config, held_out, device, folder
+        self._images, self._trainings = [], []
+        for epochs in config.halving.epochs:
+            part = weights.subset(range(max(1, round(min(epochs, 1) * len(weights)))))
+            training = config.halving.training.model_copy(
+                update={
+                    "epochs": max(1, round(epochs)),
+                    "batch_size": min(config.halving.training.batch_size, len(part)),
+                    "seed": config.seed,
+                    "precision": config.precision,
+                }
+            )
+            self._images.append(part)
+            self._trainings.append(training)
+        pairs = zip(self._images, self._trainings, strict=True)
+        self.steps = tuple(training.epochs * (len(part) // training.batch_size) for part, training in pairs)
+        if any(later <= sooner for sooner, later in zip(self.steps, self.steps[1:], strict=False)):
+            raise ArgumentError(
+                f"dataset: expected enough images for rounds of ever more steps, got {len(weights)} for weights, which "
+                f"are {self.steps} steps of {config.halving.training.batch_size}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Of the images."""
+        return self._held_out.num_classes
+
+    def record(self, number: int, step: int, candidate: Candidate, measured: Measured) -> Evaluated:
+        """A line of the archive."""
+        config, genotype = self.config, SearchSpace(self.config.space).decode(candidate.vector)
+        cost = network_cost(
+            genotype,
+            image_size=config.image_size,
+            channels=candidate.channels,
+            num_cells=config.num_cells,
+            num_classes=self.num_classes,
+        )
+        return Evaluated(
+            number=number,
+            stage="search",
+            step=step,
+            vector=candidate.vector,
+            genotype=genotype,
+            channels=candidate.channels,
+            num_macs=cost.num_macs,
+            num_parameters=cost.num_parameters,
+            clean_accuracy=measured.clean_accuracy,
+            faulty_accuracies=measured.faulty_accuracies,
+            reward=measured.reward(config.evaluation.reward_share),
+        )
+
+    def checkpoints(self, number: int, candidate: Candidate) -> Path:
+        """The folder of one training's checkpoints."""
+        return self._folder / "-".join(map(str, (number, candidate.channels, *candidate.vector)))
+
+    def __call__(self, number: int, candidate: Candidate) -> Measured:
+        """Trains an architecture as a round says, and judges it.
+
+        Args:
+            number: of the round, from 0. The last one's networks are judged by more images, under other draws.
+            candidate: the architecture.
+        """
+        config, evaluation = self.config, self.config.evaluation
+        final = FinalTrainingConfig(
+            channels=candidate.channels,
+            num_cells=config.num_cells,
+            image_size=config.image_size,
+            dropout=config.supernet.dropout,
+            fault=config.fault,
+            loss_share=config.halving.loss_share,
+            calibration_images=evaluation.calibration_images,
+            training=self._trainings[number],
+        )
+        is_last = number == len(self.steps) - 1
+        images = min(config.final_images if is_last else evaluation.images, len(self._held_out))
+        draws = range(evaluation.draws)
+        if is_last:
+            draws = range(evaluation.draws, evaluation.draws + config.final_draws)
+        with one_thread():
+            network, _ = trained_network(
+                SearchSpace(config.space).decode(candidate.vector),
+                self._images[number],
+                config=final,
+                device=self._device,
+                checkpoint_folder=self.checkpoints(number, candidate),
+            )
+            batches = batches_of(self._held_out, range(images), evaluation.batch_size, self._device)
+            return measure(network, batches, config.fault, seed=config.seed, draws=draws)
+
+
+def halve(
+    folder: SearchFolder, rounds: Rounds, *, workers: int, progress: Progress, after: Callable[[], object]
+) -> list[Evaluated]:
+    """Goes through all rounds; what is in the archive already is not trained again.
+
+    Args:
+        folder: whose archive it is.
+        rounds: what trains and judges.
+        workers: processes.
+        progress: called with ``("round 1 of 3", done, total)`` and so on.
+        after: called after each new line of the archive.
+
+    Returns:
+        The last round, by falling reward.
+
+    Raises:
+        ConfigError: no architecture within the budget was found.
+    """
+    config = rounds.config
+    known = {(record.vector, record.step): record for record in folder.records}
+    candidates, best = _drawn(config, rounds.num_classes), list[Evaluated]()
+    with open_executor(workers, shared=rounds, threads=1) as executor:
+        for number, step in enumerate(rounds.steps):
+            candidates = candidates[: config.halving.candidates[number]]
+            new = [one for one in candidates if (one.vector, step) not in known]
+            found = executor.map(_trained, [executor.shared] * len(new), [number] * len(new), new)
+            for done, one in enumerate(candidates, 1):
+                if (one.vector, step) not in known:
+                    record = rounds.record(len(folder.records), step, one, next(found))
+                    folder.append(record)
+                    shutil.rmtree(rounds.checkpoints(number, one), ignore_errors=True)
+                    known[one.vector, step] = record
+                    after()
+                progress(f"round {number + 1} of {len(rounds.steps)}", done, len(candidates))
+            best = sorted((known[one.vector, step] for one in candidates), key=best_first)
+            candidates = [Candidate(one.vector, one.channels) for one in best]
+    return best
+
+
+def _drawn(config: SearchConfig, num_classes: int) -> list[Candidate]:
+    """The first round's architectures: by chance, each once, within the budget."""
+    space, rng = SearchSpace(config.space), np.random.default_rng([config.seed, _CANDIDATES])
+    limits = {"max_macs": config.max_macs, "max_parameters": config.max_parameters}
+    found: dict[tuple[int, ...], Candidate] = {}
+    for _ in range(_ATTEMPTS * config.halving.candidates[0]):
+        genotype = space.random(rng)
+        vector = tuple(space.encode(genotype).tolist())
+        channels = config.channels
+        if any(limit is not None for limit in limits.values()):
+            try:
+                channels = widest_channels(
+                    genotype,
+                    **limits,
+                    image_size=config.image_size,
+                    num_cells=config.num_cells,
+                    num_classes=num_classes,
+                )
+            except ArgumentError:
+                continue
+        found.setdefault(vector, Candidate(vector, channels))
+        if len(found) == config.halving.candidates[0]:
+            return list(found.values())
+    raise ConfigError(
+        f"max_macs, max_parameters: expected room for {config.halving.candidates[0]} architectures, found "
+        f"{len(found)} within {config.max_macs} and {config.max_parameters}"
+    )
+
+
+def _trained(handle: "Shared[Rounds]", number: int, candidate: Candidate) -> Measured:
+    return handle.get()(number, candidate)
