@@ -21,6 +21,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = stage_parser("nas", STAGES, __doc__)
     parser.add_argument("--studies", nargs="+", default=list(studies.STUDIES), choices=list(studies.STUDIES))
     parser.add_argument("--preset", default="cpu", help="of the searches")
+    parser.add_argument("--mode", default="halving", choices=("halving", "evolution", "policy-gradient"))
     parser.add_argument("--workers", type=int, default=1, help="processes that judge architectures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10, help="of every final network")

@@ -23,7 +23,7 @@ from benchmarks.jobs import RESULT, Job, known_results, run_jobs, slug
 from benchmarks.stages import result_file
 from sparing.faults import BitBias, FaultModel, FaultTolerantStep, StuckAt, calibrate_, compare, fixed_point_, sweep
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult
-from sparing.nas import CellNetwork, Genotype, network_cost
+from sparing.nas import CellNetwork, network_cost
 from sparing.nas.derive import SearchResult
 from sparing.nas.images import downscaled
 from sparing.nas.search import run_search
@@ -51,8 +51,7 @@ class Study:
     Attributes:
         name: of the study.
         space: that is searched.
-        search_fault: that the search bears.
-        fault: that networks are trained under and measured under.
+        fault: that is searched under, and that networks are trained and measured under.
         rates: to measure at, the last is the one claimed for.
         rival: its name and how it is made, from a seed.
         draws: of faults for each network and rate.
@@ -60,7 +59,6 @@ class Study:
 
     name: str
     space: str
-    search_fault: FaultModel
     fault: FaultModel
     rates: tuple[float, ...]
     rival: tuple[str, Callable[[int], nn.Module]]
@@ -83,14 +81,13 @@ STUDIES = {
         Study(
             "features",
             "feature",
-            BitBias(p_m=1e-4),
             BitBias(p_m=3e-4),
             (1e-5, 3e-5, 1e-4, 3e-4),
             ("MobileNetV2", _mobilenet),
             20,
         ),
-        Study("weights, bit form", "weight", BITS, BITS, (0.02, 0.04, 0.08), ("ResNet-20", _resnet), 100),
-        Study("weights, cell form", "weight", CELLS, CELLS, (0.02, 0.04, 0.08), ("ResNet-20", _resnet), 100),
+        Study("weights, bit form", "weight", BITS, (0.02, 0.04, 0.08), ("ResNet-20", _resnet), 100),
+        Study("weights, cell form", "weight", CELLS, (0.02, 0.04, 0.08), ("ResNet-20", _resnet), 100),
     )
 }
 
@@ -113,16 +110,18 @@ class Bench:
     def search_config(self, study: Study, seed: int, *, fault_tolerant: bool) -> SearchConfig:
         """Of a search within the rival's budget."""
         most = network_cost(study.rival[1](0), image_size=self.image_size)
-        overrides: dict[str, Any] = {"supernet": {} if fault_tolerant else {"loss_share": 0.0}}
+        share = {} if fault_tolerant else {"loss_share": 0.0}
         return preset_config(
             self.options.preset,
             space=study.space,
-            fault=study.search_fault,
+            fault=study.fault,
+            mode=self.options.mode,
             max_macs=most.num_macs,
             max_parameters=most.num_parameters,
             objectives=("clean", "faulty"),  # the budget bounds the rest
             seed=seed,
-            **overrides,
+            supernet=share,
+            halving=share,
         )
 
     def training(self, seed: int) -> ClassifierTrainingConfig:
@@ -164,10 +163,11 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
     """
     bench = open_bench(options)
     wanted = jobs(options)
-    root = options.work / options.preset
+    root = options.work / f"{options.preset}-e{options.epochs}"
 
     settings = {
         "preset": options.preset,
+        "mode": options.mode,
         "image_size": bench.image_size,
         "share": SHARE,
         "training": bench.training(0).model_dump(mode="json"),
@@ -225,20 +225,20 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
         model = study.rival[1](seed)
         told["network"] = study.rival[0]
     else:
-        genotype = _found(bench, folder, job)
-        preset = bench.search_config(study, seed, fault_tolerant=True)
-        model = CellNetwork(genotype, 10, channels=preset.channels, num_cells=preset.num_cells, dropout=0.1, seed=seed)
-        told |= {"network": "searched", "genotype": genotype.model_dump(mode="json")}
+        found = _found(bench, folder, job)
+        cells = bench.search_config(study, seed, fault_tolerant=True).num_cells
+        model = CellNetwork(found.genotype, 10, channels=found.channels, num_cells=cells, dropout=0.1, seed=seed)
+        told |= {"network": "searched", "channels": found.channels, "genotype": found.genotype.model_dump(mode="json")}
     cost = network_cost(model, image_size=bench.image_size)
     told |= {"num_parameters": cost.num_parameters, "num_macs": cost.num_macs}
     return told | trained(bench, study, model, seed, folder)
 
 
-def _found(bench: Bench, folder: Path, job: str) -> Genotype:
+def _found(bench: Bench, folder: Path, job: str) -> SearchResult:
     first = bench.options.seeds[0]
     search = folder.parent / f"seed{first}-{slug(job.replace('searched', 'search'))}"
     row = json.loads((search / RESULT).read_text(encoding="utf-8"))
-    return SearchResult.model_validate(row["result"]).genotype
+    return SearchResult.model_validate(row["result"])
 
 
 def trained(bench: Bench, study: Study, model: nn.Module, seed: int, folder: Path) -> dict[str, Any]:
