@@ -47,7 +47,8 @@ FIRST = ("plain", "MiBB", "adSAF, bit form")
 OTHERS = ("adSAF, cell form", "RandBET")
 # Networks of other jobs whose normalizations are measured anew on each chip, that is under each draw.
 RECALIBRATED = {f"{job}, recalibrated": job for job in ("plain", "adSAF, bit form")}
-OF_CHIPS = ("adSAF, bit form", "adSAF, cell form", "iBF of weights")
+STUCK = ("adSAF, bit form", "adSAF, cell form")
+OF_CHIPS = (*STUCK, "iBF of weights")
 CALIBRATION_IMAGES, CLIP_QUANTILE, WEIGHT_LIMIT = 1000, 1.0, 0.25
 RECALIBRATION_IMAGES = 256
 
@@ -111,7 +112,7 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for (seed, job), row in found.items():
         plain = found.get((seed, "plain"))
-        for fault in OF_CHIPS[:2] if job in RECALIBRATED else [job] if job in TESTS else []:
+        for fault in STUCK if job in RECALIBRATED else [job] if job in TESTS else []:
             if plain is not None:
                 a, b = (CampaignResult.model_validate(r["under_faults"][fault]) for r in (row, plain))
                 difference = compare(a, b)[-1]

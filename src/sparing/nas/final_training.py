@@ -25,6 +25,7 @@ from sparing.vision import (
     EpochResult,
     ImageDataset,
     TrainingResult,
+    stream_generator,
     to_float,
     train_classifier_,
 )
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 _RESULT_FILE = "result.json"
+_FAULTS = 3
+"""Stream of chance, as in supernet_training.py."""
 _PUBLISHED = ClassifierTrainingConfig(epochs=100, batch_size=128, learning_rate=0.1, weight_decay=4e-5)
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -247,10 +250,14 @@ def trained_network(
 
 
 class _Step(FaultTolerantStep):
-    """Says which network it is, too: others may have weights of the same shapes."""
+    """Says which network it is, too: others may have weights of the same shapes.
+
+    Its faults are other ones than those that the network is judged by.
+    """
 
     def __init__(self, genotype: Genotype, config: FinalTrainingConfig) -> None:
-        super().__init__(config.fault, share=config.loss_share, seed=config.training.seed)
+        seed = stream_generator(config.training.seed, _FAULTS).initial_seed()
+        super().__init__(config.fault, share=config.loss_share, seed=seed)
         self._network = {
             "genotype": genotype.model_dump(mode="json"),
             **config.model_dump(mode="json", include={"dropout", "calibration_images"}),
