@@ -218,7 +218,7 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
     if job.startswith("search") and not job.startswith("searched"):
         config = bench.search_config(study, seed, fault_tolerant=job == "search")
         found = run_search(bench.train, config=config, folder=folder / "search", workers=bench.options.workers)
-        return {"config": config.model_dump(mode="json"), "result": found.model_dump(mode="json")}
+        return {"result": found.model_dump(mode="json")}
     model: nn.Module
     told: dict[str, Any] = {}
     if job == "rival":
@@ -226,8 +226,8 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
         told["network"] = study.rival[0]
     else:
         found = _found(bench, folder, job)
-        cells = bench.search_config(study, seed, fault_tolerant=True).num_cells
-        model = CellNetwork(found.genotype, 10, channels=found.channels, num_cells=cells, dropout=0.1, seed=seed)
+        channels, cells = found.channels, found.config.num_cells
+        model = CellNetwork(found.genotype, 10, channels=channels, num_cells=cells, dropout=0.1, seed=seed)
         told |= {"network": "searched", "channels": found.channels, "genotype": found.genotype.model_dump(mode="json")}
     cost = network_cost(model, image_size=bench.image_size)
     told |= {"num_parameters": cost.num_parameters, "num_macs": cost.num_macs}

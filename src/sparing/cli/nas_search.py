@@ -219,6 +219,6 @@ def _print(result: "SearchResult", records: "list[Evaluated]", out: Path, second
             "chosen": f"{result.chosen}: {result.channels} channels, {result.num_parameters:,} parameters, "
             f"{result.num_macs:,} MACs",
             "time": f"{seconds:.0f} s",
-            "next": f"sparing nas train {out / 'genotype.json'} --channels {result.channels} --data ... --out ...",
+            "next": f"sparing nas train {out} --data ... --out ...",
         }
     )

@@ -12,6 +12,7 @@ from sparing.cli.options import add_command, open_device, resumable
 from sparing.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from sparing.nas.derive import SearchResult
     from sparing.nas.final_training import FinalTrainingConfig
     from sparing.nas.genotype import Genotype
 
@@ -22,7 +23,9 @@ def add_commands(commands: Any) -> None:
     """Adds the command."""
     parser = add_command(commands, "train", _train, "train a genotype's network under faults, and export it")
     parser.add_argument(
-        "genotype", metavar="GENOTYPE", help="a file with a genotype, the folder of a search, or w-ftt-net"
+        "genotype",
+        metavar="GENOTYPE",
+        help="a file with a genotype, w-ftt-net, or the folder of a search, whose sizes and fault hold unless given",
     )
     run_options(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
@@ -32,17 +35,19 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from sparing.nas.derive import load_search_result
     from sparing.nas.final_training import train_genotype
     from sparing.nas.genotype import load_genotype
 
     begin, out = time.perf_counter(), Path(arguments.out)
     given = Path(arguments.genotype)
-    genotype = load_genotype(given / "genotype.json" if given.is_dir() else arguments.genotype)
+    found = load_search_result(given) if given.is_dir() else None
+    genotype = load_genotype(arguments.genotype) if found is None else found.genotype
     if not arguments.resume and (out / "checkpoints").exists():
         raise ArgumentError(
             f"--out: {out} holds a training already: add --resume to go on with it, or name another folder"
         )
-    config, device = _config(arguments, genotype), open_device(arguments.device)
+    config, device = _config(arguments, genotype, found), open_device(arguments.device)
     with render.progress_bars() as progress:
         train, test = open_images(arguments, config.image_size, progress)
         with resumable("the training so far is kept: the same command with --resume goes on from there"):
@@ -85,9 +90,15 @@ def _train(arguments: argparse.Namespace) -> None:
     )
 
 
-def _config(arguments: argparse.Namespace, genotype: "Genotype") -> "FinalTrainingConfig":
+def _config(arguments: argparse.Namespace, genotype: "Genotype", found: "SearchResult | None") -> "FinalTrainingConfig":
+    """The command line's, else the search's, else the preset's."""
     from sparing.nas.final_training import final_config
 
+    fault, sizes = None, {}
+    if found is not None:
+        search = found.config
+        sizes = {"channels": found.channels, "num_cells": search.num_cells, "image_size": search.image_size}
+        fault = search.fault if arguments.fault is None and arguments.p_m is None else None
     given = {
         "channels": arguments.channels,
         "num_cells": arguments.cells,
@@ -103,10 +114,10 @@ def _config(arguments: argparse.Namespace, genotype: "Genotype") -> "FinalTraini
     }
     return final_config(
         preset_of(arguments),
-        fault=open_fault(arguments, genotype.space),
+        fault=open_fault(arguments, genotype.space) if fault is None else fault,
         training={
             "seed": arguments.seed,
             **{name: value for name, value in training.items() if value is not None},
         },
-        **{name: value for name, value in given.items() if value is not None},
+        **sizes | {name: value for name, value in given.items() if value is not None},
     )

@@ -11,13 +11,14 @@ from pydantic import Field
 from sparing.errors import ArgumentError, FormatError
 from sparing.nas.archive import Evaluated, SearchFolder, best_first, evaluated_front, judged
 from sparing.nas.genotype import Genotype, save_genotype
+from sparing.nas.search_config import SearchConfig
 from sparing.runs.atomic import replace_file
 from sparing.runs.documents import Settings, parse_document
 
 __all__ = ["Finalist", "SearchResult", "conclude", "derive", "load_search_result"]
 
 _SCHEMA: Literal["sparing.nas.search-result"] = "sparing.nas.search-result"
-_VERSION: Literal[2] = 2  # 1: first; 2: channels
+_VERSION: Literal[2] = 2  # 1: first; 2: channels, config
 RESULT_FILE = "result.json"
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -48,6 +49,7 @@ class SearchResult(Settings):
         genotype: the chosen architecture.
         chosen: its place in the archive.
         channels: C of its final network.
+        config: settings of the search.
         num_macs: of its final network for one image.
         num_parameters: of its final network.
         num_evaluated: architectures judged, by the trained supernet or trained alone.
@@ -61,6 +63,7 @@ class SearchResult(Settings):
     genotype: Genotype
     chosen: _Count
     channels: _Count
+    config: SearchConfig
     num_macs: _Count
     num_parameters: _Count
     num_evaluated: _Count
@@ -79,7 +82,12 @@ class SearchResult(Settings):
 
 
 def conclude(
-    folder: SearchFolder, chosen: Evaluated, *, finalists: Sequence[Finalist] = (), supernet_steps: int = 0
+    folder: SearchFolder,
+    config: SearchConfig,
+    chosen: Evaluated,
+    *,
+    finalists: Sequence[Finalist] = (),
+    supernet_steps: int = 0,
 ) -> SearchResult:
     """Writes down what a search has found, ``result.json`` and ``genotype.json``, each replaced as a whole."""
     records = folder.records
@@ -87,6 +95,7 @@ def conclude(
         genotype=chosen.genotype,
         chosen=chosen.number,
         channels=chosen.channels,
+        config=config,
         num_macs=chosen.num_macs,
         num_parameters=chosen.num_parameters,
         num_evaluated=len({record.vector for record in records if record.stage == "search"}),

@@ -100,7 +100,8 @@ def run_search(
         tell = progress if progress is not None else _silent
         if config.mode == "halving":
             rounds = Rounds(config, weights, held_out, device=target, folder=opened.path / "trainings")
-            return conclude(opened, halve(opened, rounds, workers=workers, progress=tell, after=mirror)[0])
+            best = halve(opened, rounds, workers=workers, progress=tell, after=mirror)
+            return conclude(opened, config, best[0])
         cost = _costs(config, dataset.num_classes)
         search = _Search(opened, config, cost, weights, held_out, target, identity, checkpoint_steps, tell, mirror)
         return search.run(workers)
@@ -244,7 +245,7 @@ class _Search:
                 self.progress("finalists", len(finalists), len(best))
             finalists.sort(key=lambda one: (-one.reward, one.number))
         chosen = records[finalists[0].number if finalists else best[0].number]
-        return conclude(self.folder, chosen, finalists=finalists, supernet_steps=self.training.step)
+        return conclude(self.folder, config, chosen, finalists=finalists, supernet_steps=self.training.step)
 
     def _save(self) -> None:
         tensors, state = self.training.tensors(), {"optimizer": self.training.state(), "policy": None}

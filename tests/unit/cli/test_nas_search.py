@@ -61,16 +61,28 @@ def test_search_train_and_what_they_leave(capsys, tmp_path):
 
 
 def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
-    search = ("search", "--mode", "halving", "--rounds", "2:.5,1:1", "--max-macs", "60000", "--data", "digits")
-    code, out, err = run(capsys, *search, "--images", "200", "--out", tmp_path, "--json")
+    search = ("search", "--mode", "halving", "--rounds", "2:.5,1:1", "--max-macs", "120000", "--p-m", "2e-4")
+    search += ("--fault", "bit-bias", "--data", "digits", "--images", "200", "--out", tmp_path)
+    code, out, err = run(capsys, *search, "--json")
     assert (code, err) == (0, "")
     answer = json.loads(out)
     assert answer["num_evaluated"] == 2
     assert answer["settings"]["halving"]["training"]["flip"] is False
-    assert answer["chosen"]["num_macs"] <= 60_000
-    code, out, _ = run(capsys, *search, "--images", "200", "--out", tmp_path, "--resume")
+    assert answer["chosen"]["num_macs"] <= 120_000
+    code, out, _ = run(capsys, *search, "--resume")
     assert code == 0
-    assert f"--channels {answer['chosen']['channels']} " in " ".join(out.split())
+    assert f"{answer['chosen']['channels']} channels" in out
+    # The training takes over what the search was about.
+    few = ("--data", "digits", "--images", "100", "--epochs", "1", "--draws", "1")
+    code, out, _ = run(capsys, "train", tmp_path, *few, "--out", tmp_path / "t", "--json")
+    trained = json.loads(out)
+    assert trained["num_macs"] == answer["chosen"]["num_macs"]
+    assert trained["fault"] == answer["settings"]["fault"]
+    code, out, _ = run(
+        capsys, "train", tmp_path, *few, "--channels", "2", "--p-m", "0.5", "--out", tmp_path / "u", "--json"
+    )
+    assert json.loads(out)["num_macs"] < answer["chosen"]["num_macs"]
+    assert json.loads(out)["fault"]["p_m"] == 0.5
 
 
 @pytest.mark.parametrize(
