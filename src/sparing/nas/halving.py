@@ -7,6 +7,7 @@ cycle: a network in mid-cycle says little. Within a budget each is as wide as it
 Source: K. Jamieson and A. Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter Optimization*, 2016.
 """
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sparing.errors import ArgumentError, ConfigError
+from sparing.errors import ArgumentError, ConfigError, NonFiniteError
 from sparing.nas.archive import Evaluated, SearchFolder, best_first
 from sparing.nas.cost import network_cost
 from sparing.nas.cost_table import widest_channels
@@ -30,7 +31,8 @@ __all__ = ["Candidate", "Rounds", "halve"]
 
 _CANDIDATES = 31
 """Stream of chance."""
-_ATTEMPTS = 1000
+_ATTEMPTS = 100
+"""Draws for each architecture that is wanted."""
 
 
 class Candidate(NamedTuple):
@@ -55,8 +57,15 @@ class Rounds:
         device: where to train.
         folder: for checkpoints of trainings that are under way.
 
+    Attributes:
+        config: as given.
+        folder: as given.
+        candidates: of the first round.
+        steps: of a training of each round.
+
     Raises:
         ArgumentError: too few images for rounds of growing length.
+        ConfigError: too few architectures within the budget were found.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class Rounds:
         device: torch.device,
         folder: Path,
     ) -> None:
-        self.config, self._held_out, self._device, self._folder = config, held_out, device, folder
+        self.config, self.folder, self._held_out, self._device = config, folder, held_out, device
         self._images, self._trainings = [], []
         for epochs in config.halving.epochs:
             part = weights.subset(range(max(1, round(min(epochs, 1) * len(weights)))))
@@ -84,16 +93,12 @@ class Rounds:
             self._trainings.append(training)
         pairs = zip(self._images, self._trainings, strict=True)
         self.steps = tuple(training.epochs * (len(part) // training.batch_size) for part, training in pairs)
-        if any(later <= sooner for sooner, later in zip(self.steps, self.steps[1:], strict=False)):
+        if any(later <= sooner for sooner, later in itertools.pairwise(self.steps)):
             raise ArgumentError(
                 f"dataset: expected enough images for rounds of ever more steps, got {len(weights)} for weights, which "
                 f"are {self.steps} steps of {config.halving.training.batch_size}"
             )
-
-    @property
-    def num_classes(self) -> int:
-        """Of the images."""
-        return self._held_out.num_classes
+        self.candidates = _drawn(config, held_out.num_classes)
 
     def record(self, number: int, step: int, candidate: Candidate, measured: Measured) -> Evaluated:
         """A line of the archive."""
@@ -103,7 +108,7 @@ class Rounds:
             image_size=config.image_size,
             channels=candidate.channels,
             num_cells=config.num_cells,
-            num_classes=self.num_classes,
+            num_classes=self._held_out.num_classes,
         )
         return Evaluated(
             number=number,
@@ -121,41 +126,43 @@ class Rounds:
 
     def checkpoints(self, number: int, candidate: Candidate) -> Path:
         """The folder of one training's checkpoints."""
-        return self._folder / "-".join(map(str, (number, candidate.channels, *candidate.vector)))
+        return self.folder / "-".join(map(str, (number, candidate.channels, *candidate.vector)))
 
     def __call__(self, number: int, candidate: Candidate) -> Measured:
         """Trains an architecture as a round says, and judges it.
 
         Args:
-            number: of the round, from 0. The last one's networks are judged by more images, under other draws.
+            number: of the round, from 0.
             candidate: the architecture.
+
+        Returns:
+            Accuracies on held-out images; 0 where the training diverged.
         """
-        config, evaluation = self.config, self.config.evaluation
+        config, halving = self.config, self.config.halving
         final = FinalTrainingConfig(
             channels=candidate.channels,
             num_cells=config.num_cells,
             image_size=config.image_size,
-            dropout=config.supernet.dropout,
             fault=config.fault,
-            loss_share=config.halving.loss_share,
-            calibration_images=evaluation.calibration_images,
+            loss_share=halving.loss_share,
+            calibration_images=config.evaluation.calibration_images,
             training=self._trainings[number],
         )
-        is_last = number == len(self.steps) - 1
-        images = min(config.final_images if is_last else evaluation.images, len(self._held_out))
-        draws = range(evaluation.draws)
-        if is_last:
-            draws = range(evaluation.draws, evaluation.draws + config.final_draws)
+        genotype = SearchSpace(config.space).decode(candidate.vector)
+        images = range(min(halving.images, len(self._held_out)))
         with one_thread():
-            network, _ = trained_network(
-                SearchSpace(config.space).decode(candidate.vector),
-                self._images[number],
-                config=final,
-                device=self._device,
-                checkpoint_folder=self.checkpoints(number, candidate),
-            )
-            batches = batches_of(self._held_out, range(images), evaluation.batch_size, self._device)
-            return measure(network, batches, config.fault, seed=config.seed, draws=draws)
+            try:
+                network, _ = trained_network(
+                    genotype,
+                    self._images[number],
+                    config=final,
+                    device=self._device,
+                    checkpoint_folder=self.checkpoints(number, candidate),
+                )
+            except NonFiniteError:
+                return Measured(0.0, (0.0,) * halving.draws)
+            batches = batches_of(self._held_out, images, config.evaluation.batch_size, self._device)
+            return measure(network, batches, config.fault, seed=config.seed, draws=range(halving.draws))
 
 
 def halve(
@@ -172,16 +179,12 @@ def halve(
 
     Returns:
         The last round, by falling reward.
-
-    Raises:
-        ConfigError: no architecture within the budget was found.
     """
-    config = rounds.config
     known = {(record.vector, record.step): record for record in folder.records}
-    candidates, best = _drawn(config, rounds.num_classes), list[Evaluated]()
+    candidates, best = rounds.candidates, list[Evaluated]()
     with open_executor(workers, shared=rounds, threads=1) as executor:
         for number, step in enumerate(rounds.steps):
-            candidates = candidates[: config.halving.candidates[number]]
+            candidates = candidates[: rounds.config.halving.candidates[number]]
             new = [one for one in candidates if (one.vector, step) not in known]
             found = executor.map(_trained, [executor.shared] * len(new), [number] * len(new), new)
             for done, one in enumerate(candidates, 1):
@@ -194,6 +197,7 @@ def halve(
                 progress(f"round {number + 1} of {len(rounds.steps)}", done, len(candidates))
             best = sorted((known[one.vector, step] for one in candidates), key=best_first)
             candidates = [Candidate(one.vector, one.channels) for one in best]
+    shutil.rmtree(rounds.folder, ignore_errors=True)
     return best
 
 

@@ -10,6 +10,7 @@ Source: X. Ning et al., *FTT-NAS*, arXiv 2003.10375, 2020, section 5.
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,20 +91,28 @@ def run_search(
         "data": data_identity(images),
         "device": target.type,
     }
+    # What cannot be searched is refused before there is a folder.
+    prepared: Rounds | CostTable
+    if config.mode == "halving":
+        prepared = Rounds(config, weights, held_out, device=target, folder=Path(folder) / "trainings")
+    else:
+        prepared = _costs(config, dataset.num_classes)
+    tell = progress if progress is not None else _silent
     # Dropout draws from torch's global generator: it is seeded for each step, and left as it was.
     cuda = [target] if target.type == "cuda" else []
     with SearchFolder(folder, identity) as opened, torch.random.fork_rng(devices=cuda):
-        mirror: Callable[[], object] = _nothing
+        journal = None
         if trials:
             journal = TrialJournal(opened.path / "trials.journal", num_options=SearchSpace(config.space).num_options)
-            mirror = lambda: journal.sync(opened.records)  # noqa: E731
-        tell = progress if progress is not None else _silent
-        if config.mode == "halving":
-            rounds = Rounds(config, weights, held_out, device=target, folder=opened.path / "trainings")
-            best = halve(opened, rounds, workers=workers, progress=tell, after=mirror)
+
+        def mirror() -> None:
+            if journal is not None:
+                journal.sync(opened.records)
+
+        if isinstance(prepared, Rounds):
+            best = halve(opened, prepared, workers=workers, progress=tell, after=mirror)
             return conclude(opened, config, best[0])
-        cost = _costs(config, dataset.num_classes)
-        search = _Search(opened, config, cost, weights, held_out, target, identity, checkpoint_steps, tell, mirror)
+        search = _Search(opened, config, prepared, weights, held_out, target, identity, checkpoint_steps, tell, mirror)
         return search.run(workers)
 
 
@@ -293,7 +302,3 @@ def _judged_again(handle: "Shared[Evaluator]", vector: tuple[int, ...], images: 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
     """Reports nothing."""
-
-
-def _nothing() -> None:
-    """Mirrors nothing."""

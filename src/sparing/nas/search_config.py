@@ -98,12 +98,16 @@ class HalvingConfig(Settings):
     Attributes:
         candidates: architectures of each round: the first ones are drawn by chance, then the best of the round before.
         epochs: of each round, over the images for weights: whole numbers, or below 1 a part of the images.
+        images: held-out images to judge by, always the same; fewer if there are fewer.
+        draws: of faults, always the same.
         loss_share: α_l, 0 to 1: (1 − α_l)·loss + α_l·loss under one draw of faults.
         training: of each network; its epochs, seed and precision are the rounds' and the search's.
     """
 
     candidates: Annotated[tuple[_Count, ...], Field(min_length=1)] = (64, 16, 4)
     epochs: Annotated[tuple[Annotated[float, Field(gt=0, le=100_000)], ...], Field(min_length=1)] = (2, 8, 32)
+    images: _Count = 10_000
+    draws: _Count = 4
     loss_share: _Share = 0.7
     training: ClassifierTrainingConfig = ClassifierTrainingConfig(batch_size=128, learning_rate=0.1, weight_decay=4e-5)
 
@@ -161,9 +165,9 @@ class SearchConfig(Settings):
         objectives: of the evolution.
         evaluations: architectures that evolution evaluates.
         finalists: those of the best reward that are judged once more in the end, by `final_images` held-out images and
-            `final_draws` draws that the search has not seen; 1 takes the best as it is. Halving has its last round.
-        final_images: held-out images, for finalists, and for halving's last round; fewer if there are fewer.
-        final_draws: of faults, for the same.
+            `final_draws` draws that the search has not seen; 1 takes the best as it is. Halving has none.
+        final_images: held-out images, for finalists; fewer if there are fewer.
+        final_draws: of faults, for finalists.
         supernet, evaluation, controller, evolution, halving: see there.
         seed: 0 or more.
         precision: of arithmetic in training; evaluations are in float32.
@@ -217,6 +221,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "halving": {
             "candidates": (24, 8, 2),
             "epochs": (0.25, 1, 3),
+            "images": 2000,
             "training": {"batch_size": 64, "learning_rate": 0.05, "crop_padding": 2},
         },
     },
@@ -234,6 +239,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "halving": {
             "candidates": (8, 2),
             "epochs": (1, 3),
+            "draws": 2,
             "training": {"batch_size": 32, "crop_padding": 0, "flip": False},
         },
     },

@@ -97,6 +97,8 @@ class TrialJournal:
             user_attrs={
                 _NUMBER: record.number,
                 "reward": record.reward,
+                "step": record.step,
+                "channels": record.channels,
                 "genotype": record.genotype.model_dump(mode="json"),
             },
         )
