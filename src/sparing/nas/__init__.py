@@ -14,6 +14,7 @@ except ImportError as _error:
 
 from sparing.nas.archive import Evaluated, read_archive
 from sparing.nas.cost import NetworkCost, network_cost
+from sparing.nas.cost_table import widest_channels
 from sparing.nas.derive import SearchResult, derive, load_search_result
 from sparing.nas.final_training import FinalTrainingConfig, TrainedGenotype, final_config, train_genotype
 from sparing.nas.genotype import GENOTYPES, Edge, Genotype, load_genotype, save_genotype
@@ -45,4 +46,5 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "run_search",
     "save_genotype",
     "train_genotype",
+    "widest_channels",
 ]

@@ -34,6 +34,15 @@ def test_the_published_network_by_name_and_by_file(cost, tmp_path):
     assert small["num_macs"] < found["num_macs"] / 20
 
 
+def test_the_widest_network_within_limits(cost):
+    assert cost("w-ftt-net", "--max-params", "2712590", "--json")["channels"] == 20
+    found = cost("w-ftt-net", "--max-params", "2712589", "--max-macs", "459687040", "--json")
+    assert (found["channels"], found["num_parameters"] < 2_712_590) == (19, True)
+    assert "--channels" in cost("w-ftt-net", "--max-macs", "9", "--channels", "3", code=2)
+    assert "2 channels" in cost("w-ftt-net", "--max-macs", "9", code=2)
+    assert "--max-macs" in cost("resnet20", "--max-macs", "9", code=2)
+
+
 @pytest.mark.parametrize(("name", "parameters"), [("resnet20", 272_474), ("mobilenetv2", 2_236_682)])
 def test_networks_to_compare_with(cost, name, parameters):
     assert cost(name, "--json")["num_parameters"] == parameters
