@@ -226,9 +226,14 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
         told["network"] = study.rival[0]
     else:
         found = _found(bench, folder, job)
-        channels, cells = found.channels, found.config.num_cells
+        channels, cells = found.channels, found.num_cells
         model = CellNetwork(found.genotype, 10, channels=channels, num_cells=cells, dropout=0.1, seed=seed)
-        told |= {"network": "searched", "channels": found.channels, "genotype": found.genotype.model_dump(mode="json")}
+        told |= {
+            "network": "searched",
+            "channels": channels,
+            "num_cells": cells,
+            "genotype": found.genotype.model_dump(mode="json"),
+        }
     cost = network_cost(model, image_size=bench.image_size)
     told |= {"num_parameters": cost.num_parameters, "num_macs": cost.num_macs}
     return told | trained(bench, study, model, seed, folder)

@@ -116,6 +116,8 @@ def _config(arguments: argparse.Namespace) -> "SearchConfig":
             raise ArgumentError(f"--{name}: --mode {arguments.mode} does not take it; see --help for what it does")
     supernet = {"epochs": arguments.epochs, "loss_share": arguments.loss_share}
     halving = {"loss_share": arguments.loss_share, **(rounds or {})}
+    if arguments.cells is not None:
+        halving["num_cells"] = (arguments.cells,)
     if arguments.data == "digits":
         supernet["flip"], halving["training"] = False, {"flip": False}
     given = {
@@ -170,6 +172,7 @@ def _row(record: "Evaluated") -> dict[str, Any]:
         "clean_accuracy": record.clean_accuracy,
         "faulty_accuracy": record.faulty_accuracy,
         "reward": record.reward,
+        "num_cells": record.num_cells,
         "channels": record.channels,
         "num_macs": record.num_macs,
         "num_parameters": record.num_parameters,
@@ -202,13 +205,15 @@ def _print(result: "SearchResult", records: "list[Evaluated]", out: Path, second
     from rich.table import Table
 
     table = Table(title="the front; the best reward first", box=SIMPLE_HEAD)
-    for name in ("architecture", "clean", "under faults", "reward", "C", "MACs", "parameters"):
+    for name in ("architecture", "clean", "under faults", "reward", "cells", "C", "MACs", "parameters"):
         table.add_column(name, justify="right", no_wrap=True)
     for number in result.front[:_MAX_ROWS]:
         one = records[number]
         accuracies = (f"{x:.2%}" for x in (one.clean_accuracy, one.faulty_accuracy, one.reward))
         name = f"{number}{' *' if number == result.chosen else ''}"
-        table.add_row(name, *accuracies, str(one.channels), f"{one.num_macs:,}", f"{one.num_parameters:,}")
+        table.add_row(
+            name, *accuracies, str(one.num_cells), str(one.channels), f"{one.num_macs:,}", f"{one.num_parameters:,}"
+        )
     Console().print(table)
     more = len(result.front) - _MAX_ROWS
     render.print_pairs(
@@ -216,8 +221,8 @@ def _print(result: "SearchResult", records: "list[Evaluated]", out: Path, second
             "judged": f"{result.num_evaluated:,} architectures, "
             + (f"after {result.supernet_steps:,} steps of the supernet" if result.supernet_steps else "trained alone"),
             **({"not shown": f"{more} more of the front: archive.jsonl"} if more > 0 else {}),
-            "chosen": f"{result.chosen}: {result.channels} channels, {result.num_parameters:,} parameters, "
-            f"{result.num_macs:,} MACs",
+            "chosen": f"{result.chosen}: {result.num_cells} cells of {result.channels} channels, "
+            f"{result.num_parameters:,} parameters, {result.num_macs:,} MACs",
             "time": f"{seconds:.0f} s",
             "next": f"sparing nas train {out} --data ... --out ...",
         }

@@ -97,7 +97,7 @@ def _config(arguments: argparse.Namespace, genotype: "Genotype", found: "SearchR
     fault, sizes = None, {}
     if found is not None:
         search = found.config
-        sizes = {"channels": found.channels, "num_cells": search.num_cells, "image_size": search.image_size}
+        sizes = {"channels": found.channels, "num_cells": found.num_cells, "image_size": search.image_size}
         fault = search.fault if arguments.fault is None and arguments.p_m is None else None
     given = {
         "channels": arguments.channels,

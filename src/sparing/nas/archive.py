@@ -40,7 +40,8 @@ class Evaluated(BaseModel):
         step: of the training that gave the weights: the supernet's, or the architecture's own.
         vector: the architecture as options of the search space.
         genotype: the architecture.
-        channels: C of the final network.
+        num_cells: of the final network.
+        channels: C of it.
         num_macs: multiply-accumulates of the final network for one image.
         num_parameters: of the final network.
         clean_accuracy: without faults, 0 to 1.
@@ -55,6 +56,7 @@ class Evaluated(BaseModel):
     step: _Count
     vector: tuple[_Count, ...]
     genotype: Genotype
+    num_cells: Annotated[int, Field(ge=3)]
     channels: Annotated[int, Field(ge=2)]
     num_macs: _Count
     num_parameters: _Count
@@ -75,7 +77,7 @@ class Evaluated(BaseModel):
 _KIND = JournalKind(
     what="search",
     schema="sparing.nas.search",
-    version=2,  # 1: first; 2: channels
+    version=2,  # 1: first; 2: num_cells, channels
     header="search.json",
     lines="archive.jsonl",
     record=Evaluated,

@@ -18,7 +18,7 @@ from sparing.runs.documents import Settings, parse_document
 __all__ = ["Finalist", "SearchResult", "conclude", "derive", "load_search_result"]
 
 _SCHEMA: Literal["sparing.nas.search-result"] = "sparing.nas.search-result"
-_VERSION: Literal[2] = 2  # 1: first; 2: channels, config
+_VERSION: Literal[2] = 2  # 1: first; 2: num_cells, channels, config
 RESULT_FILE = "result.json"
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -48,7 +48,8 @@ class SearchResult(Settings):
         schema_name, version: of the document.
         genotype: the chosen architecture.
         chosen: its place in the archive.
-        channels: C of its final network.
+        num_cells: of its final network.
+        channels: C of it.
         config: settings of the search.
         num_macs: of its final network for one image.
         num_parameters: of its final network.
@@ -62,6 +63,7 @@ class SearchResult(Settings):
     version: Literal[2] = _VERSION
     genotype: Genotype
     chosen: _Count
+    num_cells: _Count
     channels: _Count
     config: SearchConfig
     num_macs: _Count
@@ -94,6 +96,7 @@ def conclude(
     result = SearchResult(
         genotype=chosen.genotype,
         chosen=chosen.number,
+        num_cells=chosen.num_cells,
         channels=chosen.channels,
         config=config,
         num_macs=chosen.num_macs,

@@ -70,6 +70,7 @@ class Judge:
             step=self._step,
             vector=vector,
             genotype=self._space.decode(vector),
+            num_cells=self._config.num_cells,
             channels=self._config.channels,
             num_macs=cost.num_macs,
             num_parameters=cost.num_parameters,

@@ -36,14 +36,16 @@ _ATTEMPTS = 100
 
 
 class Candidate(NamedTuple):
-    """An architecture and how wide it is.
+    """An architecture, how deep and how wide it is.
 
     Attributes:
         vector: its options.
+        num_cells: in a row.
         channels: C.
     """
 
     vector: tuple[int, ...]
+    num_cells: int
     channels: int
 
 
@@ -107,7 +109,7 @@ class Rounds:
             genotype,
             image_size=config.image_size,
             channels=candidate.channels,
-            num_cells=config.num_cells,
+            num_cells=candidate.num_cells,
             num_classes=self._held_out.num_classes,
         )
         return Evaluated(
@@ -116,6 +118,7 @@ class Rounds:
             step=step,
             vector=candidate.vector,
             genotype=genotype,
+            num_cells=candidate.num_cells,
             channels=candidate.channels,
             num_macs=cost.num_macs,
             num_parameters=cost.num_parameters,
@@ -126,7 +129,7 @@ class Rounds:
 
     def checkpoints(self, number: int, candidate: Candidate) -> Path:
         """The folder of one training's checkpoints."""
-        return self.folder / "-".join(map(str, (number, candidate.channels, *candidate.vector)))
+        return self.folder / "-".join(map(str, (number, candidate.num_cells, candidate.channels, *candidate.vector)))
 
     def __call__(self, number: int, candidate: Candidate) -> Measured:
         """Trains an architecture as a round says, and judges it.
@@ -141,7 +144,7 @@ class Rounds:
         config, halving = self.config, self.config.halving
         final = FinalTrainingConfig(
             channels=candidate.channels,
-            num_cells=config.num_cells,
+            num_cells=candidate.num_cells,
             image_size=config.image_size,
             fault=config.fault,
             loss_share=halving.loss_share,
@@ -196,7 +199,7 @@ def halve(
                     after()
                 progress(f"round {number + 1} of {len(rounds.steps)}", done, len(candidates))
             best = sorted((known[one.vector, step] for one in candidates), key=best_first)
-            candidates = [Candidate(one.vector, one.channels) for one in best]
+            candidates = [Candidate(one.vector, one.num_cells, one.channels) for one in best]
     shutil.rmtree(rounds.folder, ignore_errors=True)
     return best
 
@@ -209,19 +212,19 @@ def _drawn(config: SearchConfig, num_classes: int) -> list[Candidate]:
     for _ in range(_ATTEMPTS * config.halving.candidates[0]):
         genotype = space.random(rng)
         vector = tuple(space.encode(genotype).tolist())
-        channels = config.channels
+        num_cells, channels = int(rng.choice(config.halving.num_cells or (config.num_cells,))), config.channels
         if any(limit is not None for limit in limits.values()):
             try:
                 channels = widest_channels(
                     genotype,
                     **limits,
                     image_size=config.image_size,
-                    num_cells=config.num_cells,
+                    num_cells=num_cells,
                     num_classes=num_classes,
                 )
             except ArgumentError:
                 continue
-        found.setdefault(vector, Candidate(vector, channels))
+        found.setdefault(vector, Candidate(vector, num_cells, channels))
         if len(found) == config.halving.candidates[0]:
             return list(found.values())
     raise ConfigError(

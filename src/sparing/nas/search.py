@@ -216,6 +216,7 @@ class _Search:
                     step=self.training.step,
                     vector=vector,
                     genotype=self.space.decode(vector),
+                    num_cells=self.config.num_cells,
                     channels=self.config.channels,
                     num_macs=cost.num_macs,
                     num_parameters=cost.num_parameters,

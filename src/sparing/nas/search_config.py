@@ -98,6 +98,7 @@ class HalvingConfig(Settings):
     Attributes:
         candidates: architectures of each round: the first ones are drawn by chance, then the best of the round before.
         epochs: of each round, over the images for weights: whole numbers, or below 1 a part of the images.
+        num_cells: cells in a row to draw from, each with the same chance; None: the search's.
         images: held-out images to judge by, always the same; fewer if there are fewer.
         draws: of faults, always the same.
         loss_share: α_l, 0 to 1: (1 − α_l)·loss + α_l·loss under one draw of faults.
@@ -106,6 +107,7 @@ class HalvingConfig(Settings):
 
     candidates: Annotated[tuple[_Count, ...], Field(min_length=1)] = (64, 16, 4)
     epochs: Annotated[tuple[Annotated[float, Field(gt=0, le=100_000)], ...], Field(min_length=1)] = (2, 8, 32)
+    num_cells: Annotated[tuple[Annotated[int, Field(ge=3, le=256)], ...], Field(min_length=1)] | None = None
     images: _Count = 10_000
     draws: _Count = 4
     loss_share: _Share = 0.7
@@ -221,6 +223,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "halving": {
             "candidates": (24, 8, 2),
             "epochs": (0.25, 1, 3),
+            "num_cells": (3, 4, 5),
             "images": 2000,
             "training": {"batch_size": 64, "learning_rate": 0.05, "crop_padding": 2},
         },

@@ -98,6 +98,7 @@ class TrialJournal:
                 _NUMBER: record.number,
                 "reward": record.reward,
                 "step": record.step,
+                "num_cells": record.num_cells,
                 "channels": record.channels,
                 "genotype": record.genotype.model_dump(mode="json"),
             },

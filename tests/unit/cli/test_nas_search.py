@@ -71,7 +71,7 @@ def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
     assert answer["chosen"]["num_macs"] <= 120_000
     code, out, _ = run(capsys, *search, "--resume")
     assert code == 0
-    assert f"{answer['chosen']['channels']} channels" in out
+    assert f"cells of {answer['chosen']['channels']} channels" in out
     # The training takes over what the search was about.
     few = ("--data", "digits", "--images", "100", "--epochs", "1", "--draws", "1")
     code, out, _ = run(capsys, "train", tmp_path, *few, "--out", tmp_path / "t", "--json")

@@ -57,6 +57,7 @@ def record(number, clean, faulty, macs, parameters=10, stage="search"):
         step=3,
         vector=tuple(SPACE.encode(genotype).tolist()),
         genotype=genotype,
+        num_cells=3,
         channels=2,
         num_macs=macs,
         num_parameters=parameters,
@@ -124,12 +125,12 @@ def test_no_width_is_within_no_budget():
         widest_channels(genotype, max_macs=5)
 
 
-HALVING = {"candidates": (4, 2), "epochs": (0.5, 1), "draws": 3, "training": {"batch_size": 10}}
+HALVING = {"candidates": (4, 2), "num_cells": (3, 4), "epochs": (0.5, 1), "draws": 3, "training": {"batch_size": 10}}
 
 
 def test_halving_trains_the_better_half_for_longer(tmp_path):
     stages = []
-    config = tiny_config(mode="halving", max_macs=60_000, halving=HALVING)
+    config = tiny_config(mode="halving", max_macs=200_000, halving=HALVING)
     result = run_search(data(), config=config, folder=tmp_path / "s", progress=lambda *a: stages.append(a))
     records = read_archive(tmp_path / "s")
     assert [r.step for r in records] == [4] * 4 + [8] * 2
@@ -138,14 +139,15 @@ def test_halving_trains_the_better_half_for_longer(tmp_path):
     kept = sorted(first, key=lambda one: (-one.reward, one.num_macs))[:2]
     assert [r.vector for r in last] == [r.vector for r in kept]
     for one in records:
-        limit = {"max_macs": 60_000, "image_size": 8, "num_cells": 3, "num_classes": 3}
+        limit = {"max_macs": 200_000, "image_size": 8, "num_cells": one.num_cells, "num_classes": 3}
         assert one.channels == widest_channels(one.genotype, **limit)
-        assert one.num_macs <= 60_000
+        assert one.num_macs <= 200_000
     assert len({r.channels for r in records}) > 1
+    assert {r.num_cells for r in records} == {3, 4}
     assert stages == [("round 1 of 2", n, 4) for n in (1, 2, 3, 4)] + [("round 2 of 2", n, 2) for n in (1, 2)]
-    best = max(last, key=lambda one: one.reward)
+    best = min(last, key=lambda one: (-one.reward, one.num_macs))
     assert result.genotype == best.genotype
-    assert result.channels == best.channels
+    assert (result.num_cells, result.channels) == (best.num_cells, best.channels)
     assert (result.num_evaluated, result.supernet_steps) == (4, 0)
     assert set(result.front) <= {4, 5}
     assert load_search_result(tmp_path / "s") == result
