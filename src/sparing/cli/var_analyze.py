@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 _MILLI, _MEGA = 1e3, 1e6
+_WAYS = {"without the plan": False, "with the plan": True}
 
 
 def add_commands(commands: Any) -> None:
@@ -66,7 +67,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
         redundancy = _redundancy(pipe, arguments.num_images, progress)
         measured = _measured(pipe, rows, plan, arguments.batch_size, progress) if arguments.measure else {}
     result = {
-        "device": dataclasses.asdict(device),
+        "device": device.model_dump(),
         "batch_size": arguments.batch_size,
         "modelled": [dataclasses.asdict(row) for row in rows],
         "measured_s": measured,
@@ -87,13 +88,15 @@ def _redundancy(pipe: "VARPipeline | None", num_images: int, progress: "Progress
 
 
 def _described(path: str) -> "DeviceDescription":
+    from sparing.runs.documents import validated
     from sparing.var.deployment import DeviceDescription
 
     try:
-        return DeviceDescription(**json.loads(Path(path).read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        names = ", ".join(field.name for field in dataclasses.fields(DeviceDescription))
+        fields = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        names = ", ".join(DeviceDescription.model_fields)
         raise FormatError(f"{Path(path).name}: expected a JSON object with {names}: {error}") from None
+    return validated(DeviceDescription, fields, name=Path(path).name)
 
 
 def _precision_of(pipe: "VARPipeline") -> str:
@@ -211,8 +214,7 @@ def _print(result: dict[str, Any], rows: "list[TechniqueEstimate]") -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from sparing.var import apply_, remove_
-    from sparing.var.memory import PeakMemory
+    from sparing.var.memory import PeakMemory, return_freed_memory
     from sparing.var.plan import load_plan
 
     if arguments.rounds < 1 or arguments.batch_size < 1:
@@ -222,18 +224,21 @@ def _bench(arguments: argparse.Namespace) -> None:
     set_precision_(pipe, arguments.precision)
     if plan is None:
         raise ArgumentError(f"{arguments.folder}: no plan is saved with this model; give --plan")
-    remove_(pipe)
-    engines = {"without the plan": pipe.engine}
-    apply_(pipe, plan)
-    engines["with the plan"] = pipe.engine
-    work = {name: _draw(pipe, engine, arguments.batch_size) for name, engine in engines.items()}
-    with render.progress_bars() as progress:
-        times = _take_turns(work, arguments.rounds, progress)
-    peaks = {}
-    for name, draw in work.items():
+    peaks, work = {}, {}
+    for name, use in _WAYS.items():
+        # Memory while nothing else is ready to draw.
+        _use(pipe, plan if use else None)
+        draw = _draw(pipe, arguments.batch_size)
         with PeakMemory(pipe.device) as memory:
             draw()
         peaks[name] = memory.peak_bytes
+        del draw
+        return_freed_memory()
+    for name, use in _WAYS.items():
+        _use(pipe, plan if use else None)
+        work[name] = _draw(pipe, arguments.batch_size)
+    with render.progress_bars() as progress:
+        times = _take_turns(work, arguments.rounds, progress)
     rows = [
         {
             "name": name,
@@ -258,6 +263,15 @@ def _bench(arguments: argparse.Namespace) -> None:
     render.print_pairs({**pairs, "faster by": f"{ratio:.2f}x"})
 
 
-def _draw(pipe: "VARPipeline", engine: Any, batch_size: int) -> Any:
-    tokens = _tokens(pipe, engine, batch_size)
-    return lambda: pipe.decoder(tokens()[1])
+def _use(pipe: "VARPipeline", plan: "CompressionPlan | None") -> None:
+    from sparing.var import apply_, remove_
+
+    remove_(pipe)
+    if plan is not None:
+        apply_(pipe, plan)
+
+
+def _draw(pipe: "VARPipeline", batch_size: int) -> Any:
+    """Draws images with the plan that is in force now."""
+    tokens, decoder = _tokens(pipe, pipe.engine, batch_size), pipe.decoder
+    return lambda: decoder(tokens()[1])

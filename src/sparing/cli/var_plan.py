@@ -66,6 +66,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     for name in (arguments.out, arguments.front):
         if name is not None and not Path(name).parent.is_dir():
             raise ArgumentError(f"--out, --front: the folder {str(Path(name).parent)!r} does not exist")
+        if name is not None and Path(name).is_dir():
+            raise ArgumentError(f"--out, --front: expected a file, got the folder {name!r}")
     if arguments.front is not None:
         check_front(arguments.front)
     from sparing.var import ComputeBudget, QualityBudget, calibrate, int8_precision, load_sensitivity

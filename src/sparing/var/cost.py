@@ -53,7 +53,8 @@ class ModelCost:
         linear_macs: multiply-adds of the linear layers, by kind: qkv, proj, fc1, fc2, ada_lin, head, word_embed.
         attention: of QKᵀ and AV.
         macs: all of them.
-        weight_bytes: of all parameters, the linear layers in their formats.
+        weight_bytes: of all parameters and of the keys' bias, which is kept though it is zero; the linear layers in
+            their formats.
         cache_bytes: keys and values of one image.
     """
 
@@ -169,7 +170,8 @@ def model_cost(
             linear_macs["proj"] -= saved * shapes["proj"]
     num_ada = 1 if config.shared_adaln else config.depth
     linear_macs["ada_lin"] = branches * (num_ada * 6 + 2) * width * width
-    linear_macs["head"] = branches * tokens * width * config.vocab_size
+    # The first scale has no guidance yet: its logits without the class are not computed.
+    linear_macs["head"] = (branches * tokens - (branches - 1) * config.scale_sizes[0]) * width * config.vocab_size
     linear_macs["word_embed"] = (tokens - config.scale_sizes[0]) * config.z_channels * width
     attention = attention_cost(config, plan, guided=guided)
     return ModelCost(

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from sparing.errors import ArgumentError, ConfigError
+from sparing.runs.documents import Settings
 from sparing.var.config import VARConfig, linear_names
 from sparing.var.cost import layer_pairs, model_cost
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan
@@ -32,8 +34,10 @@ _BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 _PROBE_SIZE, _PROBE_REPEATS, _PROBE_BYTES = 1024, 5, 1 << 27
 
 
-@dataclass(frozen=True)
-class DeviceDescription:
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class DeviceDescription(Settings):
     """A device.
 
     Attributes:
@@ -43,13 +47,16 @@ class DeviceDescription:
         memory_bytes: how much it holds.
         overhead_s: of each matrix product.
         measured: found by a probe, or given.
+
+    Raises:
+        ConfigError: a number that is not above 0, or an overhead below 0 (:meth:`of`).
     """
 
     name: str
-    flops: dict[str, float]
-    bandwidth: float
-    memory_bytes: int
-    overhead_s: float = 0.0
+    flops: dict[str, _Positive]
+    bandwidth: _Positive
+    memory_bytes: Annotated[int, Field(gt=0)]
+    overhead_s: Annotated[float, Field(ge=0)] = 0.0
     measured: bool = False
 
 
@@ -123,7 +130,12 @@ def probe_device(device: torch.device | str = "cpu", *, name: str | None = None)
     bandwidth = 2 * _PROBE_BYTES / _best(device, lambda: target.copy_(source))
     tiny = torch.ones(1, 1, device=device)
     return DeviceDescription(
-        name or _name(device), flops, bandwidth, _memory(device), _best(device, lambda: tiny @ tiny), measured=True
+        name=name or _name(device),
+        flops=flops,
+        bandwidth=bandwidth,
+        memory_bytes=_memory(device),
+        overhead_s=_best(device, lambda: tiny @ tiny),
+        measured=True,
     )
 
 
@@ -282,7 +294,8 @@ def _estimate(name: str, run: Deployment, device: DeviceDescription, config: VAR
             product(run.batch_size * branches, width, 2 * width, run.precision, 2 * width * width)
         for kind, (inputs, outputs) in ends.items():
             # The first token is the class; the others are embedded once for both branches.
-            halves = branches if kind == "head" else min(scale, 1)
+            # Guidance begins behind the first scale, and embeddings of words do.
+            halves = (branches if scale else 1) if kind == "head" else min(scale, 1)
             if halves:
                 product(run.batch_size * halves * tokens, inputs, outputs, of_ends[kind], inputs * outputs)
     cache = run.batch_size * model_cost(config, plan, guided=run.guided, dtype=run.precision).cache_bytes

@@ -19,9 +19,9 @@ from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline
 from sparing.var.plan import CompressionPlan
 from sparing.var.sampling import SamplingSettings, guide
-from sparing.var.transformer import check_labels
+from sparing.var.transformer import check_labels, is_integer
 
-__all__ = ["CalibrationConfig", "calibration_images", "check_data", "divergence", "plain_engine", "teacher_inputs"]
+__all__ = ["CalibrationConfig", "calibration_images", "checked_data", "divergence", "plain_engine", "teacher_inputs"]
 
 
 class CalibrationConfig(BaseModel):
@@ -65,13 +65,16 @@ class CalibrationConfig(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def check_data(tokens: Tensor, labels: Tensor, model: VARConfig) -> None:
-    """Refuses images that do not fit a model.
+def checked_data(tokens: Tensor, labels: Tensor, model: VARConfig) -> tuple[Tensor, Tensor]:
+    """Gives images as a model takes them, and refuses those that do not fit it.
 
     Args:
         tokens: (n, L) integers.
         labels: (n,) integers.
         model: settings of the model.
+
+    Returns:
+        Both as int64.
 
     Raises:
         ShapeError: other axes, another length, or no images.
@@ -83,12 +86,14 @@ def check_data(tokens: Tensor, labels: Tensor, model: VARConfig) -> None:
             f"data: expected tokens (n, {model.num_tokens}) and n labels, n ≥ 1; "
             f"got {tuple(tokens.shape)} and {tuple(labels.shape)}"
         )
-    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+    if not is_integer(tokens):
         raise DtypeError(f"data: expected tokens that are integers, got {tokens.dtype}")
+    tokens, labels = tokens.long(), labels.long() if is_integer(labels) else labels
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= model.vocab_size:
         raise ArgumentError(f"data: expected tokens in 0..{model.vocab_size - 1}, got {low} to {high}")
     check_labels(labels, model.num_classes)
+    return tokens, labels
 
 
 def plain_engine(pipe: VARPipeline) -> Engine:
@@ -162,7 +167,7 @@ def divergence(
         ConfigError: plans of another model, or the model's original weights were freed.
     """
     model, plain = pipe.transformer.config, plain_engine(pipe)
-    check_data(tokens, labels, model)
+    tokens, labels = checked_data(tokens, labels, model)
     if any(plan.model != model for plan in plans):
         raise ConfigError("plans: expected plans of this model")
     totals = np.zeros((len(plans), len(model.patch_nums)))

@@ -38,7 +38,7 @@ def precision_plan(
         config: the model.
         weight_bits: 2 to 8.
         activation_bits: 2 to 8.
-        fc2: format of fc2; None leaves fc2 in high precision ("protected").
+        fc2: format of fc2, where it is among `kinds`; None leaves fc2 in high precision ("protected").
         kinds: linear layers that are rounded, fc2 among them only where `fc2` is given.
         real: integer products, for 8 bits.
         kv_bits: 8 or None.

@@ -81,7 +81,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> VQVAE:
         The tokenizer, on the CPU, in evaluation mode.
 
     Raises:
-        FormatError: a file is missing, truncated or altered.
+        FormatError: a file is missing, the weights are truncated or altered, or the settings do not fit them.
         VersionError: written in a version that this release does not read.
         NonFiniteError: NaN or infinity among the weights.
     """

@@ -1,6 +1,7 @@
 """VARPipeline: a tokenizer and a transformer that draw images of classes, from files and to files."""
 
 import hashlib
+import operator
 import os
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from sparing.var.memory import PeakMemory, return_freed_memory
 from sparing.var.plan import CompressionPlan, load_plan
 from sparing.var.sampling import SamplingSettings
 from sparing.var.shipped import SHIPPED, shipped_folder
-from sparing.var.transformer import VARTransformer
+from sparing.var.transformer import VARTransformer, is_integer
 from sparing.var.vqvae import VQVAE
 
 __all__ = ["VAROutput", "VARPipeline", "weights_fingerprint"]
@@ -71,6 +72,16 @@ class _Saved(BaseModel):
     sha256: dict[str, str]
 
 
+def _checked_seed(seed: int | None) -> int | None:
+    try:
+        number = None if seed is None else operator.index(seed)
+    except TypeError:
+        raise DtypeError(f"seed: expected a whole number or None, got {type(seed).__name__}") from None
+    if number is not None and not -(2**63) <= number < 2**64:
+        raise ArgumentError(f"seed: expected -2**63 to 2**64 - 1, got {number}")
+    return number
+
+
 def weights_fingerprint(transformer: VARTransformer) -> str:
     """Returns 16 hexadecimal digits that tell models apart: of names, shapes, and numbers from each tensor."""
     digest = hashlib.sha256()
@@ -84,6 +95,9 @@ def weights_fingerprint(transformer: VARTransformer) -> str:
 
 class VARPipeline(ModelHubMixin):
     """Draws images of classes, with the weights that its parts have at the time of the call.
+
+    Parts may be loaded, trained, edited in place or put in each other's place between calls. What PyTorch does not
+    count, an edit through ``.data``, is seen after ``pipe.use(pipe.plan)``.
 
     Args:
         tokenizer: turns tokens into images.
@@ -114,7 +128,7 @@ class VARPipeline(ModelHubMixin):
         self.plan: CompressionPlan | None = None
         self._engine: Engine | None = None
         self._decoder: ImageDecoder | None = None
-        self._seen: dict[torch.nn.Module, list[tuple[int, int]]] = {}
+        self._seen: dict[str, tuple[torch.nn.Module, list[tuple[int, int]]]] = {}
         self._freed = False
         self._compiled: tuple[bool, bool | None] | None = None
 
@@ -126,7 +140,7 @@ class VARPipeline(ModelHubMixin):
     @property
     def engine(self) -> Engine:
         """The transformer made ready to generate, with the plan applied; made when needed, of the weights of now."""
-        if self._has_changed(self.transformer):
+        if self._has_changed("transformer"):
             self._engine = None
         if self._engine is None:
             engine = Engine(self.transformer, plan=self.plan)
@@ -138,20 +152,22 @@ class VARPipeline(ModelHubMixin):
     @property
     def decoder(self) -> ImageDecoder:
         """The tokenizer's decoder made ready to draw, with the plan applied; as :attr:`engine`."""
-        if self._has_changed(self.tokenizer):
+        if self._has_changed("tokenizer"):
             self._decoder = None
         if self._decoder is None:
             self._decoder = ImageDecoder(self.tokenizer, plan=self.plan)
         return self._decoder
 
-    def _has_changed(self, part: torch.nn.Module) -> bool:
-        """Whether a part's weights were loaded, trained or moved since this was asked last."""
+    def _has_changed(self, name: str) -> bool:
+        """Whether a part is another one, or its weights were loaded, trained or moved, since this was asked last."""
         if self._freed:  # what was made of them is all there is
             return False
+        part: torch.nn.Module = getattr(self, name)
         tensors = (*part.parameters(), *part.buffers())
-        before = self._seen.get(part)
-        self._seen[part] = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        return self._seen[part] != before
+        now = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        seen, before = self._seen.get(name, (None, []))
+        self._seen[name] = part, now
+        return seen is not part or now != before
 
     def compile_(self, *, fuse: bool = True, graphs: bool | None = None) -> None:
         """Draws with fewer launches; stays in force when a plan is applied or removed or the pipeline is moved.
@@ -261,7 +277,7 @@ class VARPipeline(ModelHubMixin):
             guidance_scale: strength of the guidance at the last scale, at least 0.
             top_k: only the most likely codes; 0 for all, and at most as many as there are.
             top_p: only the smallest set of codes with this share, 0 < p ≤ 1.
-            seed: of the draw; None draws anew each time.
+            seed: of the draw, −2⁶³ to 2⁶⁴ − 1; None draws anew each time.
             generator: takes the seed's place.
 
         Returns:
@@ -272,11 +288,12 @@ class VARPipeline(ModelHubMixin):
         """
         settings = SamplingSettings(guidance_scale, min(top_k, self.transformer.config.vocab_size), top_p)
         settings.check(self.transformer.config.vocab_size)
+        seed = _checked_seed(seed)
         try:
             labels = torch.as_tensor(class_labels, device=self.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DtypeError(f"class_labels: expected integers: {error}") from None
-        if labels.dtype != torch.int64 and not labels.is_floating_point() and labels.dtype != torch.bool:
+        if is_integer(labels):
             labels = labels.long()
         if generator is None:
             generator = torch.Generator(self.device)
@@ -346,7 +363,8 @@ class VARPipeline(ModelHubMixin):
 
         Raises:
             ArgumentError: other bits.
-            ConfigError: rounding would change the weights that the plan in force was made for; or they were freed.
+            ConfigError: the plan in force was made for other weights than there are now, for example before they were
+                trained on or became float16, or than rounding would leave; or they were freed.
             OSError: the folder cannot be written.
         """
         if weight_bits not in (None, 8):
@@ -355,6 +373,11 @@ class VARPipeline(ModelHubMixin):
         self.check_original()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.plan is not None and weights_fingerprint(self.transformer) != self.plan.weights:
+            raise ConfigError(
+                "pipe: its weights are not those that the plan in force was made for (trained on, loaded, or float16); "
+                "call remove_(pipe) and make the plan anew, or save without one"
+            )
         if weight_bits is not None and self.plan is not None and not is_packed_exactly(self.transformer.state_dict()):
             raise ConfigError(
                 "weight_bits: the plan in force was made for the weights as they are; save without a plan, load that, "
@@ -383,7 +406,7 @@ class VARPipeline(ModelHubMixin):
 
         Raises:
             ArgumentError: no such folder.
-            FormatError: a file is missing, truncated or altered.
+            FormatError: a file is missing, weights or plan are truncated or altered, or settings do not fit them.
             VersionError: written in a version that this release does not read.
         """
         name = os.fspath(source)

@@ -61,6 +61,8 @@ class LinearFormat(Settings):
     def _check(self) -> Self:
         if self.real and (self.weight_bits, self.activation_bits, self.input_format) != (8, 8, "uniform"):
             raise ValueError("real: integer products need 8-bit uniform weights and inputs")
+        if self.input_format != "uniform" and self.activation_bits is None:
+            raise ValueError(f"input_format: {self.input_format} needs activation_bits, which are None")
         return self
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparing.errors import ArgumentError, NonFiniteError, ShapeError
 from sparing.runs.progress import Progress
-from sparing.var.divergence import check_data
+from sparing.var.divergence import checked_data
 from sparing.var.pipeline import VARPipeline
 
 __all__ = [
@@ -155,7 +155,7 @@ def draw_samples(
         guidance_scale: strength of the guidance at the last scale.
         top_k: only the most likely codes; 0 for all.
         top_p: only the smallest set of codes with this share.
-        seed: batch i is drawn with (seed, i), so that two pipelines are compared on the same seeds.
+        seed: 0 or more; batch i is drawn with (seed, i), so that two pipelines are compared on the same seeds.
         batch_size: images at once; part of the seeds' meaning.
         progress: called with ``("drawing", done, num_samples)``.
 
@@ -164,6 +164,8 @@ def draw_samples(
     """
     if num_samples < 1 or batch_size < 1:
         raise ArgumentError(f"num_samples, batch_size: expected at least 1, got {num_samples} and {batch_size}")
+    if seed < 0:
+        raise ArgumentError(f"seed: expected 0 or more, got {seed}")
     num_classes = pipe.transformer.config.num_classes
     labels = np.arange(num_samples) % num_classes
     images = []
@@ -231,7 +233,7 @@ def cross_entropy(
         ShapeError, DtypeError, ArgumentError: tokens or labels that do not fit the model.
     """
     config = pipe.transformer.config
-    check_data(tokens, labels, config)
+    tokens, labels = checked_data(tokens, labels, config)
     if batch_size < 1:
         raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
     total = np.zeros(len(config.patch_nums))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparing.runs.documents import validated
 from sparing.runs.progress import Progress
-from sparing.var.divergence import CalibrationConfig, calibration_images, check_data, plain_engine, teacher_inputs
+from sparing.var.divergence import CalibrationConfig, calibration_images, checked_data, plain_engine, teacher_inputs
 from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline
 from sparing.var.windows import band
@@ -101,7 +101,7 @@ def measure_redundancy(
     config = validated(CalibrationConfig, {"num_images": num_images, "batch_size": batch_size, "seed": seed})
     engine = plain_engine(pipe)
     tokens, labels = calibration_images(pipe, config) if data is None else data
-    check_data(tokens, labels, engine.config)
+    tokens, labels = checked_data(tokens, labels, engine.config)
     watch = _Watch(engine)
     engine.watch(watch.see)
     hooks = [

@@ -43,7 +43,7 @@ class SamplingSettings:
         """
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise ArgumentError(f"guidance_scale: expected a finite number, at least 0, got {self.guidance_scale}")
-        if not 0 <= self.top_k <= vocab_size:
+        if not 0 <= self.top_k <= vocab_size or self.top_k % 1:
             raise ArgumentError(f"top_k: expected 0 (all) to {vocab_size}, the number of codes, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ArgumentError(f"top_p: expected more than 0 and at most 1, got {self.top_p}")

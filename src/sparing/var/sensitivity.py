@@ -20,7 +20,7 @@ from sparing.var.config import VARConfig
 from sparing.var.divergence import (
     CalibrationConfig,
     calibration_images,
-    check_data,
+    checked_data,
     divergence,
     plain_engine,
     teacher_inputs,
@@ -128,10 +128,12 @@ def measure_sensitivity(
     config, model = config or CalibrationConfig(), pipe.transformer.config
     engine = plain_engine(pipe)
     if data is not None:
-        check_data(*data, model)
+        data = checked_data(*data, model)
     weights, images = weights_fingerprint(pipe.transformer), _images_fingerprint(pipe, data)
     if cache is not None and not Path(cache).absolute().parent.is_dir():
         raise ArgumentError(f"cache: no folder {os.fspath(Path(cache).parent)!r} to keep it in")
+    if cache is not None and Path(cache).is_dir():
+        raise ArgumentError(f"cache: expected a file, got the folder {os.fspath(cache)!r}")
     if cache is not None and Path(cache).is_file():
         found = load_sensitivity(cache)
         if (found.model, found.weights, found.config, found.images) == (model, weights, config, images):

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.var.config import VARConfig
 
-__all__ = ["Attention", "Block", "FeedForward", "VARTransformer", "attention_factors", "check_labels", "modulate"]
+__all__ = [
+    "Attention",
+    "Block",
+    "FeedForward",
+    "VARTransformer",
+    "attention_factors",
+    "check_labels",
+    "is_integer",
+    "modulate",
+]
 
 _NORM_EPS = 1e-6
 _MAX_LOG_SCALE = math.log(100)
@@ -29,6 +38,11 @@ _HEAD_GAIN, _ADALN_GAIN, _GAMMA_GAIN = 0.02, 0.5, 1e-3
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm without learned weights, then ·(1 + scale) + shift; shapes (B, L, C) and (B, 1, C)."""
     return F.layer_norm(x, (x.shape[-1],), eps=_NORM_EPS) * (1 + scale) + shift
+
+
+def is_integer(values: Tensor) -> bool:
+    """Whether a tensor has integers, of any width."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -45,7 +59,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     """
     if labels.ndim != 1 or not len(labels):
         raise ShapeError(f"class_labels: expected (B,) with B ≥ 1, got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    if not is_integer(labels):
         raise DtypeError(f"class_labels: expected integers, got {labels.dtype}")
     if int(labels.min()) < 0 or int(labels.max()) > num_classes:
         raise ArgumentError(

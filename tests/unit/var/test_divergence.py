@@ -11,7 +11,7 @@ pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import ArgumentError, ConfigError, DtypeError, ShapeError  # noqa: E402
 from sparing.var.apply import apply_  # noqa: E402
-from sparing.var.divergence import CalibrationConfig, calibration_images, check_data, divergence  # noqa: E402
+from sparing.var.divergence import CalibrationConfig, calibration_images, checked_data, divergence  # noqa: E402
 from sparing.var.formats import precision_plan  # noqa: E402
 from sparing.var.pipeline import weights_fingerprint  # noqa: E402
 from sparing.var.plan import CompressionPlan, SharingPlan  # noqa: E402
@@ -145,7 +145,7 @@ def test_progress_of_divergence(pipe, data):
 def test_data_that_does_not_fit(pipe, tmp_path, tokens, labels, error, words):
     cache = tmp_path / "cache.json"
     for call in (
-        lambda: check_data(tokens, labels, pipe.transformer.config),
+        lambda: checked_data(tokens, labels, pipe.transformer.config),
         lambda: measure_sensitivity(pipe, config=QUICK, data=(tokens, labels), cache=cache),
         lambda: divergence(pipe, [plan_for(pipe)], tokens, labels, config=QUICK),
     ):
@@ -201,7 +201,7 @@ def test_calibration_images(pipe):
     assert tokens.shape == (7, 130)
     assert tokens.dtype == labels.dtype == torch.int64
     assert labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
-    check_data(tokens, labels, pipe.transformer.config)
+    checked_data(tokens, labels, pipe.transformer.config)
     again, _ = calibration_images(pipe, CalibrationConfig(num_images=7, batch_size=3, seed=2))
     other, _ = calibration_images(pipe, CalibrationConfig(num_images=7, batch_size=3, seed=3))
     assert torch.equal(tokens, again)

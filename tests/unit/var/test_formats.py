@@ -10,6 +10,7 @@ from torch import nn  # noqa: E402
 
 from sparing.errors import ArgumentError, ConfigError  # noqa: E402
 from sparing.quant import FakeQuantLinear, Int8Linear  # noqa: E402
+from sparing.runs.documents import validated  # noqa: E402
 from sparing.var.apply import apply_, remove_  # noqa: E402
 from sparing.var.config import LINEAR_KINDS, linear_names  # noqa: E402
 from sparing.var.engine import Engine  # noqa: E402
@@ -73,6 +74,8 @@ def test_fc2_is_left_unless_it_has_a_format(tiny):
     assert plan.linears["blocks.1.fc1"] == W4A6
     assert (plan.kv_bits, plan.attention_bits) == (8, 6)
     assert "blocks.0.fc2" not in precision_plan(config, fc2=dual, kinds=("fc1", "head")).linears
+    with pytest.raises(ConfigError, match="needs activation_bits"):
+        validated(LinearFormat, {"weight_bits": 4, "input_format": "dual_sqrt"})
 
 
 def test_kinds_from_an_iterator(tiny):

@@ -14,7 +14,9 @@ from sparing.var.deployment import DeviceDescription, analyze_deployment  # noqa
 from sparing.var.pictures import draw_bars, draw_deployment, draw_front, draw_redundancy, save_figure  # noqa: E402
 from sparing.var.redundancy import measure_redundancy  # noqa: E402
 
-DEVICE = DeviceDescription("a device", {"float32": 1e12, "bfloat16": 4e12, "int8": 8e12}, 1e11, 10**10)
+DEVICE = DeviceDescription(
+    name="a device", flops={"float32": 1e12, "bfloat16": 4e12, "int8": 8e12}, bandwidth=1e11, memory_bytes=10**10
+)
 SERIES = {"ours": [(0.5, 2.0), (0.2, 1.0)], "published": [(0.85, 3.0)]}
 LABELS = {"x": "removed, %", "y": "divergence, nats", "title": "A front"}
 

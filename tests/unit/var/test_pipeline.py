@@ -187,7 +187,43 @@ def test_draws_with_new_weights(pipe, tiny, planned):
     check()
 
 
+@pytest.mark.parametrize("part", ["transformer", "tokenizer"])
+def test_draws_with_the_part_that_is_in_its_place(pipe, tiny, part):
+    own, other = getattr(pipe, part), getattr(tiny.pipeline(seed=5), part)
+    first = drawn(pipe)
+    setattr(pipe, part, other)
+    assert not torch.equal(drawn(pipe)[1], first[1])
+    setattr(pipe, part, own)
+    assert_same(drawn(pipe), first)
+
+
+def test_an_edit_that_pytorch_does_not_count_is_seen_after_use(pipe, tiny):
+    first, other = drawn(pipe), tiny.pipeline(seed=5)
+    for own, new in zip(pipe.transformer.parameters(), other.transformer.parameters(), strict=True):
+        own.data.copy_(new)
+    pipe.use(pipe.plan)
+    expected = drawn(VARPipeline(pipe.tokenizer, other.transformer))
+    assert_same(drawn(pipe), expected)
+    assert not torch.equal(first[1], expected[1])
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5, "3"])
+def test_seeds_that_are_none(pipe, seed):
+    with pytest.raises((ArgumentError, DtypeError), match="seed: expected"):
+        pipe([1], seed=seed)
+
+
 # --- saving and loading
+
+
+def test_a_plan_for_other_weights_is_not_saved(pipe, tiny, tmp_path):
+    with_plan(tiny, pipe)
+    pipe.transformer.load_state_dict(tiny.pipeline(seed=5).transformer.state_dict())
+    with pytest.raises(ConfigError, match="not those that the plan in force was made for"):
+        pipe.save_pretrained(tmp_path / "x")
+    pipe.use(None)
+    pipe.save_pretrained(tmp_path / "x")
+    assert_same(drawn(VARPipeline.from_pretrained(tmp_path / "x")), drawn(pipe))
 
 
 def files_of(folder):

@@ -25,7 +25,7 @@ def plan(tiny):
         precision=PrecisionPlan(
             linears={
                 "head": LinearFormat(weight_bits=8, activation_bits=8, real=True),
-                "blocks.0.fc2": LinearFormat(weight_bits=4, input_format="dual_range"),
+                "blocks.0.fc2": LinearFormat(weight_bits=4, activation_bits=6, input_format="dual_range"),
             },
             kv_bits=8,
             attention_bits=6,
