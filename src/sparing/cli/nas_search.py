@@ -114,10 +114,10 @@ def _config(arguments: argparse.Namespace) -> "SearchConfig":
     for name in ("epochs", "evaluations") if halves else ("rounds",):
         if getattr(arguments, name) is not None:
             raise ArgumentError(f"--{name}: --mode {arguments.mode} does not take it; see --help for what it does")
+    if halves and arguments.channels is not None and (arguments.max_macs or arguments.max_params):
+        raise ArgumentError("--channels: --mode halving makes networks as wide as the limits allow; expected either")
     supernet = {"epochs": arguments.epochs, "loss_share": arguments.loss_share}
     halving = {"loss_share": arguments.loss_share, **(rounds or {})}
-    if arguments.cells is not None:
-        halving["num_cells"] = (arguments.cells,)
     if arguments.data == "digits":
         supernet["flip"], halving["training"] = False, {"flip": False}
     given = {
@@ -205,14 +205,14 @@ def _print(result: "SearchResult", records: "list[Evaluated]", out: Path, second
     from rich.table import Table
 
     table = Table(title="the front; the best reward first", box=SIMPLE_HEAD)
-    for name in ("architecture", "clean", "under faults", "reward", "cells", "C", "MACs", "parameters"):
+    for name in ("no.", "clean", "faulty", "reward", "cells × C", "MACs", "parameters"):
         table.add_column(name, justify="right", no_wrap=True)
     for number in result.front[:_MAX_ROWS]:
         one = records[number]
         accuracies = (f"{x:.2%}" for x in (one.clean_accuracy, one.faulty_accuracy, one.reward))
         name = f"{number}{' *' if number == result.chosen else ''}"
         table.add_row(
-            name, *accuracies, str(one.num_cells), str(one.channels), f"{one.num_macs:,}", f"{one.num_parameters:,}"
+            name, *accuracies, f"{one.num_cells} × {one.channels}", f"{one.num_macs:,}", f"{one.num_parameters:,}"
         )
     Console().print(table)
     more = len(result.front) - _MAX_ROWS

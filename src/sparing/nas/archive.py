@@ -68,9 +68,7 @@ class Evaluated(BaseModel):
     def faulty_accuracy(self) -> float:
         """Mean of the draws; without draws the clean accuracy."""
         return (
-            sum(self.faulty_accuracies) / len(self.faulty_accuracies)
-            if self.faulty_accuracies
-            else 1.0 * (self.clean_accuracy)
+            sum(self.faulty_accuracies) / len(self.faulty_accuracies) if self.faulty_accuracies else self.clean_accuracy
         )
 
 

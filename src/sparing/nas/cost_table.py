@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from sparing.errors import ArgumentError
 from sparing.nas.cells import cell_plans
@@ -129,6 +130,7 @@ def _table(space: SpaceName, channels: int, num_cells: int, image_size: int, num
 def _primitive_cost(primitive: str, channels: int, stride: int, side: int) -> tuple[int, int]:
     if primitive in _FREE or (primitive == "skip" and stride == 1):
         return 0, 0
-    module = make_primitive(primitive, channels, stride)
+    with torch.device("meta"):
+        module = make_primitive(primitive, channels, stride)
     found = network_cost(module, image_size=side, in_channels=channels)
     return found.num_parameters, found.num_macs

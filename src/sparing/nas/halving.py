@@ -31,6 +31,7 @@ __all__ = ["Candidate", "Rounds", "halve"]
 
 _CANDIDATES = 31
 """Stream of chance."""
+_LEAST_BATCH = 2
 _ATTEMPTS = 100
 """Draws for each architecture that is wanted."""
 
@@ -58,6 +59,7 @@ class Rounds:
         held_out: images to judge by, from which the first are taken.
         device: where to train.
         folder: for checkpoints of trainings that are under way.
+        checkpoint_steps: steps of a training between them; None: one an epoch.
 
     Attributes:
         config: as given.
@@ -66,7 +68,7 @@ class Rounds:
         steps: of a training of each round.
 
     Raises:
-        ArgumentError: too few images for rounds of growing length.
+        ArgumentError: too few images for rounds of growing length, or too small ones.
         ConfigError: too few architectures within the budget were found.
     """
 
@@ -78,19 +80,32 @@ class Rounds:
         *,
         device: torch.device,
         folder: Path,
+        checkpoint_steps: int | None = None,
     ) -> None:
         self.config, self.folder, self._held_out, self._device = config, folder, held_out, device
         self._images, self._trainings = [], []
         for epochs in config.halving.epochs:
-            part = weights.subset(range(max(1, round(min(epochs, 1) * len(weights)))))
+            # Whole epochs share the images: copies would be sent to every worker.
+            part = weights if epochs >= 1 else weights.subset(range(max(1, round(epochs * len(weights)))))
             training = config.halving.training.model_copy(
                 update={
                     "epochs": max(1, round(epochs)),
                     "batch_size": min(config.halving.training.batch_size, len(part)),
                     "seed": config.seed,
                     "precision": config.precision,
+                    "checkpoint_steps": checkpoint_steps or config.halving.training.checkpoint_steps,
                 }
             )
+            if training.batch_size < _LEAST_BATCH:
+                raise ArgumentError(
+                    f"dataset: expected at least {_LEAST_BATCH} images a step in each round, for batch norms, got "
+                    f"{len(part)} images and batches of {training.batch_size}"
+                )
+            if training.crop_padding >= config.image_size and training.crop_mode == "reflect":
+                raise ArgumentError(
+                    f"halving.training.crop_padding: expected less than the {config.image_size} pixels of image_size, "
+                    f"got {training.crop_padding}"
+                )
             self._images.append(part)
             self._trainings.append(training)
         pairs = zip(self._images, self._trainings, strict=True)
@@ -182,6 +197,9 @@ def halve(
 
     Returns:
         The last round, by falling reward.
+
+    Raises:
+        NonFiniteError: every training of a round diverged.
     """
     known = {(record.vector, record.step): record for record in folder.records}
     candidates, best = rounds.candidates, list[Evaluated]()
@@ -199,6 +217,11 @@ def halve(
                     after()
                 progress(f"round {number + 1} of {len(rounds.steps)}", done, len(candidates))
             best = sorted((known[one.vector, step] for one in candidates), key=best_first)
+            if not best[0].clean_accuracy:
+                raise NonFiniteError(
+                    f"every network of round {number + 1} diverged or classified nothing: lower "
+                    f"halving.training.learning_rate, {rounds.config.halving.training.learning_rate} now"
+                )
             candidates = [Candidate(one.vector, one.num_cells, one.channels) for one in best]
     shutil.rmtree(rounds.folder, ignore_errors=True)
     return best

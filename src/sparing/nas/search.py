@@ -62,8 +62,7 @@ def run_search(
         folder: of the search: archive, checkpoints, and in the end ``result.json`` and ``genotype.json``.
         workers: processes that judge architectures, on the CPU only, each in one thread.
         device: where the supernet is.
-        checkpoint_steps: steps of the supernet between checkpoints; None: one an epoch. It does not change what is
-            computed.
+        checkpoint_steps: steps between checkpoints; None: one an epoch. It does not change what is computed.
         trials: keep Optuna's ``trials.journal`` too, see :class:`~sparing.nas.trials.TrialJournal`.
         progress: called with ``"supernet"``, ``"policy"``, ``"evaluations"``, ``"finalists"``, or of each round of
             halving with ``"round 1 of 3"``; may raise to stop.
@@ -94,7 +93,14 @@ def run_search(
     # What cannot be searched is refused before there is a folder.
     prepared: Rounds | CostTable
     if config.mode == "halving":
-        prepared = Rounds(config, weights, held_out, device=target, folder=Path(folder) / "trainings")
+        prepared = Rounds(
+            config,
+            weights,
+            held_out,
+            device=target,
+            folder=Path(folder) / "trainings",
+            checkpoint_steps=checkpoint_steps,
+        )
     else:
         prepared = _costs(config, dataset.num_classes)
     tell = progress if progress is not None else _silent
@@ -109,6 +115,7 @@ def run_search(
             if journal is not None:
                 journal.sync(opened.records)
 
+        mirror()  # also when there is nothing left to do but what a kill has kept from being written
         if isinstance(prepared, Rounds):
             best = halve(opened, prepared, workers=workers, progress=tell, after=mirror)
             return conclude(opened, config, best[0])
@@ -168,8 +175,6 @@ class _Search:
             saves = training.ends_epoch or training.step % (self.checkpoint_steps or training.total) == 0
             if saves and not self._owes_policy():
                 self._save()
-        # Also when there is nothing left to do but what a kill has kept from being written.
-        self.mirror()
         with open_executor(workers, shared=self.evaluator, threads=1) as executor:
             judge = Judge(
                 self.folder,

@@ -276,6 +276,8 @@ def preset_config(preset: str, **overrides: Any) -> SearchConfig:
     if isinstance(fault, FaultModel):
         place = "features" if any(part.place == "features" for part in fault.parts) else "weights"
         fields = _merged(fields, {"evaluation": {"reward_share": PUBLISHED_REWARD_SHARE[place]}})
+    if "num_cells" in overrides:
+        fields = _merged(fields, {"halving": {"num_cells": None}})  # one depth was asked for
     return SearchConfig.of(**_merged(fields, overrides))
 
 

@@ -27,7 +27,8 @@ class TrialJournal:
 
     The four values are clean accuracy, accuracy under faults, MACs and parameters; parameters are the architecture's
     choices, ``site 0``, ``site 1``, ...; attributes are the reward, the genotype and the place in the archive. Only
-    evaluations by the trained supernet are trials.
+    evaluations to choose by are trials: by the trained supernet, or of networks trained alone, whose steps are an
+    attribute too (only those of equal steps compare).
 
     Args:
         path: the journal; its folder must exist, and this object is the only one that writes there.

@@ -89,6 +89,7 @@ def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
     ("arguments", "expected"),
     [
         (("search", "--mode", "halving", *SMALL), "--epochs"),
+        (("search", "--mode", "halving", "--max-macs", "9", *SMALL[:-2]), "--channels"),
         (("search", *SMALL, "--rounds", "2:1"), "--rounds"),
         (("search", "--fault", "stuck-at:form=bit", "--p-m", "1e-4", *SMALL), "--p-m"),
         (("search", "--fault", "rust", *SMALL), "rust"),

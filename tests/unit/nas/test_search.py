@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs sparing[vision]")
 
-from sparing.errors import ArgumentError, BusyError, ConfigError, FormatError  # noqa: E402
+from sparing.errors import ArgumentError, BusyError, ConfigError, FormatError, NonFiniteError  # noqa: E402
 from sparing.faults import BitBias, StuckAt  # noqa: E402
 from sparing.nas.archive import Evaluated, SearchFolder, evaluated_front, read_archive  # noqa: E402
 from sparing.nas.cost import network_cost  # noqa: E402
@@ -167,16 +167,24 @@ def test_halving_wants_rounds_of_growing_length(tmp_path):
     close = tiny_config(mode="halving", halving={**HALVING, "epochs": (0.9, 1), "training": {"batch_size": 50}})
     with pytest.raises(ArgumentError, match="ever more steps"):
         run_search(data(), config=close, folder=tmp_path / "a")
+    for wrong, word in (({"epochs": (0.01, 1)}, "images a step"), ({"training": {"crop_padding": 8}}, "crop_padding")):
+        with pytest.raises(ArgumentError, match=word):
+            config = tiny_config(mode="halving", halving={**HALVING, **wrong})
+            run_search(data(), config=config, folder=tmp_path / "c")
     small = tiny_config(mode="halving", max_macs=10, halving=HALVING)
     with pytest.raises(ConfigError, match="room for 4 architectures, found 0"):
         run_search(data(), config=small, folder=tmp_path / "b")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_that_diverges_is_no_candidate_and_no_end(tmp_path):
+def test_a_round_that_diverges_is_no_result(tmp_path):
     wild = {**HALVING, "training": {"batch_size": 10, "learning_rate": 1e30, "warmup": 0.0}}
-    run_search(data(), config=tiny_config(mode="halving", halving=wild), folder=tmp_path / "s")
-    assert all(r.clean_accuracy == r.faulty_accuracy == 0 for r in read_archive(tmp_path / "s"))
+    with pytest.raises(NonFiniteError, match="every network of round 1 diverged"):
+        run_search(data(), config=tiny_config(mode="halving", halving=wild), folder=tmp_path / "s")
+    found = read_archive(tmp_path / "s")
+    assert len(found) == 4
+    assert all(r.clean_accuracy == r.faulty_accuracy == 0 for r in found)
+    assert not (tmp_path / "s" / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -323,6 +331,8 @@ def test_presets():
     assert preset_config("published").evolution.population == 50
     training = preset_config("cpu", halving={"training": {"flip": False}}).halving.training
     assert (training.flip, training.batch_size, training.weight_decay) == (False, 64, 4e-5)
+    assert preset_config("cpu").halving.num_cells == (3, 4, 5)
+    assert preset_config("cpu", num_cells=8).halving.num_cells is None
     with pytest.raises(ArgumentError, match="cpu"):
         preset_config("tiny")
     with pytest.raises(ConfigError, match=r"supernet.epochs"):
