@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sparing.errors import ArgumentError
+from sparing.errors import ArgumentError, DtypeError
 from sparing.faults.campaign_counts import FaultPoint
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult
 from sparing.faults.campaign_runs import Batches, run_points
@@ -62,7 +62,7 @@ def sweep(
         exclude: sites left out.
         recalibration: images, one batch or several, on which batch normalizations are measured anew under each draw's
             faults before it is measured, as can be done on a chip (:func:`recalibrate_norms_`); not those of `batches`.
-            What is without faults stays as it was given. None: normalizations stay.
+            What is without faults stays as it was given. For faults that last. None: normalizations stay.
         folder: each draw is recorded in it before the next, and a killed campaign goes on from there to the same bytes;
             the same folder may be given again with the same arguments only. None: nothing is kept.
         workers: how many draws at a time, each in a process of its own; the result is the same for any number, as far
@@ -75,7 +75,8 @@ def sweep(
 
     Raises:
         ArgumentError: no or repeated rates, no batch, no worker, an unknown site, a model without sites, one that
-            cannot be sent to workers, or one without batch normalizations to recalibrate.
+            cannot be sent to workers, one without batch normalizations to recalibrate, or recalibration under faults
+            that are drawn anew.
         ConfigError: a rate out of the fault model's range, or a folder with another campaign (each difference is
             named).
         ShapeError, DtypeError: batches that are not images and classes, or a model that gives no logits for them; they
@@ -88,6 +89,8 @@ def sweep(
         >>> result = sweep(model, batches, StuckAt(form="bit"), [0, 0.04, 0.08], folder="runs/a")  # doctest: +SKIP
         >>> [(point.rate, point.mean, point.low, point.high) for point in result.points]  # doctest: +SKIP
     """
+    if not isinstance(fault, FaultModel):
+        raise DtypeError(f"fault: expected a fault model, got {type(fault).__name__}")
     points = [
         FaultPoint(
             label=f"{rate:.12g}",
@@ -122,7 +125,10 @@ def _without_rate(fault: FaultModel) -> dict[str, Any]:
 
 
 def _checked(rates: Sequence[float]) -> list[float]:
-    values = [float(rate) for rate in rates]
+    try:
+        values = [float(rate) for rate in rates]
+    except (TypeError, ValueError) as error:
+        raise DtypeError(f"rates: expected several numbers: {error}") from None
     if not values:
         raise ArgumentError("rates: expected one or more, got none")
     bad = [rate for rate in values if not math.isfinite(rate) or rate < 0]

@@ -30,7 +30,7 @@ class CampaignConfig(Settings):
         max_draws: draws after which everything stops.
         half_width: stop once half the width of the mean accuracy's interval is at most this, as a share (0.01 is one
             point); None: always `max_draws`. Draws that are all equal need some 1.8 / `half_width` of them at 95 %.
-        confidence: of all intervals, between 0 and 1.
+        confidence: of all intervals, above 0 and at most .9995.
         seed: draw d takes the same generators for every rate and every network, from (seed, d); 0 or more.
         transient: as in :func:`~sparing.faults.inject`: None for weights drawn once a draw and features anew for each
             batch, False for one fixed map a draw (a given chip), True for weights drawn anew for each batch too.
@@ -42,7 +42,7 @@ class CampaignConfig(Settings):
     min_draws: Annotated[int, Field(ge=2)] = 10
     max_draws: Annotated[int, Field(ge=2)] = 100
     half_width: Annotated[float, Field(gt=0, lt=1)] | None = 0.01
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, le=0.9995)] = 0.95
     seed: _Count = 0
     transient: bool | None = None
 

@@ -25,9 +25,11 @@ from sparing.faults.campaign_counts import DrawCounts, FaultPoint
 from sparing.faults.campaign_records import CampaignFolder, DrawRecord
 from sparing.faults.campaign_result import RESULT_FILE, CampaignConfig, CampaignResult
 from sparing.faults.injection import inject
+from sparing.faults.models import FaultModel
 from sparing.faults.normalization import MIN_IMAGES, recalibrated_norms
 from sparing.faults.portable import network_from_bytes, network_to_bytes
-from sparing.faults.sites import image_batches, tell_no_more
+from sparing.faults.sites import check_model, image_batches, tell_no_more
+from sparing.faults.stored import holds_faults
 from sparing.runs.executors import Shared, WorkExecutor, open_executor
 from sparing.runs.modes import evaluating
 from sparing.runs.progress import Progress
@@ -74,21 +76,21 @@ def _measure(shared: "Shared[_Work]", number: int, draw: int) -> DrawRecord:
     point = work.points[number]
     if point.fault is None:
         raise AssertionError("unreachable: nothing is drawn without faults")
-    with (
-        inject(
-            work.model,
-            point.fault,
-            seed=work.config.seed,
-            draw=draw,
-            transient=work.config.transient,
-            include=point.include,
-            exclude=point.exclude,
-            example=example_images(work.model, work.batches),
-        ) as injection,
-        _recalibrated(work.model, work.recalibration),
-    ):
-        predictions = _predictions(work.model, work.batches)
-        hits = sum(injection.hits.values())
+    with inject(
+        work.model,
+        point.fault,
+        seed=work.config.seed,
+        draw=draw,
+        transient=work.config.transient,
+        include=point.include,
+        exclude=point.exclude,
+        example=example_images(work.model, work.batches),
+    ) as injection:
+        hits = -sum(injection.hits.values())
+        with _recalibrated(work.model, work.recalibration):
+            hits += sum(injection.hits.values())  # those that images of recalibration met
+            predictions = _predictions(work.model, work.batches)
+        hits = sum(injection.hits.values()) - hits
     labels = torch.cat([labels for _, labels in work.batches]).cpu()
     return DrawRecord(
         point=point.label,
@@ -128,7 +130,17 @@ def run_points(
         parallel: where they are.
         progress: called with draws done.
     """
+    check_model(model)
+    if not isinstance(config, CampaignConfig):
+        raise DtypeError(f"config: expected a CampaignConfig, got {type(config).__name__}")
     batches = as_batches(batches)
+    if recalibration is not None and any(point.fault and _is_redrawn(point.fault, config) for point in points):
+        raise ArgumentError(
+            "recalibration: these faults are drawn anew for each image, and leave nothing to correct; "
+            "CampaignConfig(transient=False) makes them a chip's"
+        )
+    if workers != 1 and holds_faults(model):
+        raise ArgumentError("workers: expected 1 for a model that is in a context of faults; its ranges are known here")
     again = None if recalibration is None else image_batches(recalibration, "recalibration", least=MIN_IMAGES)
     _try_out(model, batches, points, config, again)
     identity = {"model": _model_identity(model), "data": _data_identity(batches)}
@@ -174,6 +186,12 @@ def run_points(
     return result
 
 
+def _is_redrawn(fault: FaultModel, config: CampaignConfig) -> bool:
+    """Whether faults differ from one forward pass to the next."""
+    features = any(part.place == "features" for part in fault.parts)
+    return bool(config.transient) or (features and config.transient is None)
+
+
 def _try_out(
     model: nn.Module,
     batches: _Batches,
@@ -183,18 +201,22 @@ def _try_out(
 ) -> None:
     """Meets errors in the arguments before a folder is tied to them."""
     images, labels = batches[0]
-    with evaluating(model), _recalibrated(model, recalibration):
-        _predictions(model, [(images[:1], labels[:1])])
+    with evaluating(model):
+        with _recalibrated(model, recalibration):
+            _predictions(model, [(images[:1], labels[:1])])
         for point in points:
             if point.fault is not None:
-                with inject(
-                    model,
-                    point.fault,
-                    seed=config.seed,
-                    transient=config.transient,
-                    include=point.include,
-                    exclude=point.exclude,
-                    example=example_images(model, batches),
+                with (
+                    inject(
+                        model,
+                        point.fault,
+                        seed=config.seed,
+                        transient=config.transient,
+                        include=point.include,
+                        exclude=point.exclude,
+                        example=example_images(model, batches),
+                    ),
+                    _recalibrated(model, recalibration),
                 ):
                     return
 
@@ -254,6 +276,11 @@ def _predictions(model: nn.Module, batches: _Batches) -> Tensor:
             logits = model(images.to(device))
             if logits.ndim != 2 or len(logits) != len(labels):
                 raise ShapeError(f"model: expected logits of shape ({len(labels)}, classes), got {tuple(logits.shape)}")
+            if int(labels.max()) >= logits.shape[1]:
+                raise ArgumentError(
+                    f"batches: expected classes below {logits.shape[1]}, as many as the model has logits, got "
+                    f"{int(labels.max())}"
+                )
             finite = logits.isfinite().all(1)
             found.append(torch.where(finite, logits.argmax(1), -1).cpu())
     return torch.cat(found)

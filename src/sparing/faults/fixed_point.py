@@ -20,6 +20,7 @@ from sparing.faults.sites import (
     fault_sites,
     fixed_point_features,
     image_batches,
+    register_before_corrections,
 )
 from sparing.quant.packing import Int8Layer
 from sparing.runs.modes import evaluating
@@ -67,7 +68,7 @@ def fixed_point_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tuple[F
                 parametrize.register_parametrization(layer, "weight", FixedPointWeight().train(layer.training))
             if site.feature_shape is not None:
                 output.add_module("fixed_point", FixedPointFeatures(layer, site.feature_shape).train(output.training))
-                output.register_forward_hook(_round_output)
+                register_before_corrections(output, _round_output)
         calibrate_(model, batches)
     except BaseException:
         remove_fixed_point_(model)
@@ -144,7 +145,9 @@ def _remove_from_weight_(layer: nn.Module) -> None:
     if len(kept) == len(parts):
         return
     if kept:
-        del parts[len(parts) - 1]
+        for place in reversed(range(len(parts))):
+            if isinstance(parts[place], FixedPointWeight):
+                del parts[place]
         return
     # A parametrized layer has a class of its own, which copies of the layer share, and PyTorch takes the weight out of
     # that class: so this layer gets another first.

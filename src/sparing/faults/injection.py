@@ -1,15 +1,15 @@
 """Running a network while it is faulty: weights rewritten where they are hit, features as they come out of layers."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.faults.hits import Hits, hit_
@@ -17,7 +17,13 @@ from sparing.faults.maps import FaultMap, sample_map
 from sparing.faults.models import FaultModel, SingleFault
 from sparing.faults.number_format import FixedPointFeatures, step_of_exponent, writable
 from sparing.faults.sampling import check_seed
-from sparing.faults.sites import check_model, fault_sites, fixed_point_features, select_sites
+from sparing.faults.sites import (
+    check_model,
+    fault_sites,
+    fixed_point_features,
+    register_before_corrections,
+    select_sites,
+)
 from sparing.faults.stored import StoredWeight, rounded_layers
 from sparing.faults.targets import Target, find_targets
 
@@ -118,6 +124,11 @@ def inject(
         ...     logits = model(images)
     """
     check_model(model)
+    if parametrize._cache_enabled:
+        raise ArgumentError(
+            "model: torch.nn.utils.parametrize.cached() is in force, which keeps weights from before the faults; open "
+            "it inside this block"
+        )
     jobs = _jobs(model, fault, seed, draw, transient, include, exclude, example)
     weights: dict[str, list[_Job]] = {}
     features: dict[str, list[_Job]] = {}
@@ -143,12 +154,13 @@ def inject(
         if hooks:
             undo.callback(model.register_forward_pre_hook(_DrawnAhead(hooks)).remove)
         for module, hook in zip(outputs.values(), hooks, strict=True):
-            undo.callback(_register(module, hook))
+            undo.callback(register_before_corrections(module, hook))
         for name, parts in weights.items():
             adds_noise = not all(job.fault.whole for job in parts)
             undo.callback(stored[name].hold_(adds_noise=adds_noise, redrawn=bool(transient)))
         if transient and weights:
-            undo.callback(model.register_forward_pre_hook(_Redrawn(write, undo.enter_context(ExitStack()))).remove)
+            redrawn = _Redrawn(write, undo.enter_context(ExitStack()))
+            undo.callback(model.register_forward_pre_hook(redrawn).remove)
         else:
             write(undo, 0)
         yield injection
@@ -223,14 +235,19 @@ def _repeated(hits: Hits, images: int, num: int, _: int) -> Hits:
 
 
 class _Redrawn:
-    """A hook before the model's forward pass: takes the weights' faults back and draws new ones."""
+    """A hook before the model's forward pass: takes the weights' faults back and draws new ones.
+
+    The first ones are there at once: for what calls layers past the model's own forward pass.
+    """
 
     def __init__(self, write: Callable[[ExitStack, int], None], undo: ExitStack) -> None:
         self._write, self._undo, self._call = write, undo, 0
+        write(undo, 0)
 
     def __call__(self, *_: Any) -> None:
-        self._undo.close()
-        self._write(self._undo, self._call)
+        if self._call:
+            self._undo.close()
+            self._write(self._undo, self._call)
         self._call += 1
 
 
@@ -299,17 +316,6 @@ class _DrawnAhead:
             left -= hook.draw_ahead(inputs[0].shape[0])
             if left < 0:
                 return
-
-
-def _register(module: nn.Module, hook: Callable[..., Tensor]) -> Callable[[], None]:
-    """Registers a hook before those that correct faults, behind all others."""
-    handle = module.register_forward_hook(hook)
-    hooks = cast("OrderedDict[int, Any]", module._forward_hooks)
-    others = [key for key in hooks if key != handle.id]
-    first = next((at for at, key in enumerate(others) if getattr(hooks[key], "after_faults", False)), len(others))
-    for key in others[first:]:
-        hooks.move_to_end(key)
-    return handle.remove
 
 
 def _release(features: FixedPointFeatures) -> None:

@@ -9,13 +9,13 @@ averages of the given images alone count.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparing.errors import ArgumentError
+from sparing.errors import ArgumentError, NonFiniteError
 from sparing.faults.sites import check_model, image_batches
 from sparing.runs.modes import evaluating
 
@@ -35,11 +35,13 @@ def recalibrate_norms_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> N
     Args:
         model: changed in place; nothing changes on an error.
         images: one batch n × c × h × w of 2 or more images, or several, as the model takes them; not those to measure
-            on. Batches count alike.
+            on. Each normalization measures all its inputs together, over all batches; on the way each batch is
+            normalized by its own statistics.
 
     Raises:
         ArgumentError: no batch normalization with running statistics that runs, no images, or a compiled model.
-        DtypeError, NonFiniteError, ShapeError: images that are no batch of 2 or more, or NaN or infinity in them.
+        DtypeError, ShapeError: images that are no batch of 2 or more.
+        NonFiniteError: NaN or infinity in them, or in what a normalization gets.
 
     Example:
         >>> chip = StuckAt(rate=0.08, form="bit").sample(model, seed=7)  # doctest: +SKIP
@@ -51,17 +53,18 @@ def recalibrate_norms_(model: nn.Module, images: Tensor | Iterable[Tensor]) -> N
     norms = _norms(model)
     before = _statistics(norms)
     try:
-        _measure_(model, norms, batches)
-        if not any(bool(norm.num_batches_tracked) for norm in norms):
+        moments = _measured(model, norms, batches)
+        if not any(one.count for one in moments):
             raise ArgumentError(
                 "model: expected at least one batch normalization with running statistics that runs, got none"
             )
-    except BaseException:
+        if not all(bool(one.mean.isfinite().all() and one.squares.isfinite().all()) for one in moments if one.count):
+            raise NonFiniteError("model: expected finite inputs of batch normalizations, got NaN or infinity")
+    finally:
         _restore_(norms, before)
-        raise
-    for norm, buffers in zip(norms, before, strict=True):
-        if not norm.num_batches_tracked:  # it did not run
-            _restore_([norm], [buffers])
+    for norm, one in zip(norms, moments, strict=True):
+        if one.count:  # it ran
+            _write_(norm, one, len(batches))
 
 
 @contextmanager
@@ -76,20 +79,50 @@ def recalibrated_norms(model: nn.Module, images: Tensor | Iterable[Tensor]) -> I
         _restore_(norms, before)
 
 
+class _Moments:
+    """A hook before a normalization: number, mean and sum of squared distances of all its inputs, channel by channel.
+
+    In float64 over batches: one batch's sums are float32, or better where the inputs are.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        x = x if x.dtype == torch.float64 else x.float()
+        count = x.numel() // x.shape[1]
+        found, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        mean, squares = mean.double(), found.double() * count
+        # T. Chan, G. Golub and R. LeVeque, *Updating formulae and a pairwise algorithm*, 1979.
+        total, away = self.count + count, mean - self.mean.to(mean.device)
+        self.squares = self.squares.to(mean.device) + squares + away.square() * (self.count * count / total)
+        self.mean = self.mean.to(mean.device) + away * (count / total)
+        self.count = total
+
+
 @torch.no_grad()
-def _measure_(model: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Tensor]) -> None:
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(model):
-        try:
-            for norm in norms:
-                norm.reset_running_stats()
-                # Only the normalization: ranges of features, which may be its submodule, stay.
-                norm.momentum, norm.training = None, True  # None: the mean of all batches
-            for batch in batches:
-                model(batch)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+def _measured(model: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Tensor]) -> list[_Moments]:
+    moments = [_Moments() for _ in norms]
+    with evaluating(model), ExitStack() as undo:
+        for norm, one in zip(norms, moments, strict=True):
+            undo.callback(norm.register_forward_pre_hook(one).remove)
+            norm.training = True  # only the normalization: ranges of features, which may be its submodule, stay
+        for batch in batches:
+            model(batch)
+    return moments
+
+
+@torch.no_grad()
+def _write_(norm: _BatchNorm, found: _Moments, num_batches: int) -> None:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise AssertionError("unreachable: these have statistics")
+    mean.copy_(found.mean)
+    var.copy_(found.squares / max(found.count - 1, 1))
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.fill_(num_batches)
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:

@@ -3,8 +3,8 @@
 import fnmatch
 import math
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
@@ -31,8 +31,10 @@ __all__ = [
     "fixed_point_features",
     "image_batches",
     "name_patterns",
+    "register_before_corrections",
     "select_sites",
     "sharing_layers",
+    "storage_of",
     "stored_weight",
     "tell_no_more",
 ]
@@ -157,10 +159,9 @@ def stored_weight(layer: nn.Module) -> Tensor:
 
 def sharing_layers(model: nn.Module, sites: Sequence[FaultSite]) -> dict[str, tuple[str, ...]]:
     """Which of some sites have the same stored weight, by the name of each, in the order of `sites`."""
-    groups: dict[int, list[str]] = {}
+    groups: dict[Hashable, list[str]] = {}
     for site in sites:
-        layer = model.get_submodule(site.name)
-        groups.setdefault(_identity(layer), []).append(site.name)
+        groups.setdefault(storage_of(model.get_submodule(site.name)), []).append(site.name)
     return {name: tuple(group) for group in groups.values() for name in group}
 
 
@@ -283,19 +284,36 @@ def _site(name: str, layer: nn.Module) -> FaultSite:
     return FaultSite(name, shape, stored, num_macs, is_convolution, name)
 
 
-def _identity(layer: nn.Module) -> int:
-    """The id of what a layer's weight is stored in."""
-    return id(layer if isinstance(layer, Int8Layer) else stored_weight(layer))
+def register_before_corrections(module: nn.Module, hook: Callable[..., Tensor]) -> Callable[[], None]:
+    """Registers a hook before those that correct faults, behind all others."""
+    handle = module.register_forward_hook(hook)
+    hooks = cast("OrderedDict[int, Any]", module._forward_hooks)
+    others = [key for key in hooks if key != handle.id]
+    first = next((at for at, key in enumerate(others) if getattr(hooks[key], "after_faults", False)), len(others))
+    for key in others[first:]:
+        hooks.move_to_end(key)
+    return handle.remove
+
+
+def storage_of(layer: nn.Module) -> Hashable:
+    """What tells the weights of layers apart: equal where they are stored in the same numbers."""
+    return id(layer) if isinstance(layer, Int8Layer) else _tensor_key(stored_weight(layer))
+
+
+def _tensor_key(tensor: Tensor) -> Hashable:
+    if tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _tell(model: nn.Module, layers: Sequence[nn.Module]) -> None:
     """Warns of modules that have weights and are no site."""
-    reached = {_identity(layer): stored_weight(layer).numel() for layer in layers}
+    reached = {storage_of(layer): stored_weight(layer).numel() for layer in layers}
     unreached: dict[str, int] = {}
     for name, module in model.named_modules():
         for weight in module.parameters(recurse=False):
             # Factors and offsets, one a channel, are no weights.
-            if id(weight) not in reached and sum(size > 1 for size in weight.shape) > 1:
+            if _tensor_key(weight) not in reached and sum(size > 1 for size in weight.shape) > 1:
                 named = f"{name or 'itself'} ({module._get_name()})"
                 unreached[named] = unreached.get(named, 0) + weight.numel()
     if not unreached:

@@ -18,7 +18,9 @@ __all__ = ["Interval", "PairedDifference", "enough_draws", "mean_interval", "pai
 
 _MANY = 30
 """Draws off the most common value with which a mean is near enough to normal."""
-_WEIGHTINGS = 4000
+_WEIGHTINGS, _BEYOND = 4000, 100
+"""Random weightings, at least: in all, and beyond an end of an interval."""
+_MOST_CONFIDENCE = 0.9995
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def _lower_end(values: tuple[float, ...], counts: tuple[int, ...], lowest: float
     if len(values) == 1:
         return float(lowest + (values[0] - lowest) * tail ** (1 / counts[0]))
     # Equal draws have one weight together, so that many draws cost no more than few. Always the same random numbers.
-    weights = np.random.default_rng(0).standard_gamma([1, *counts], size=(_WEIGHTINGS, 1 + len(counts)))
+    num = max(_WEIGHTINGS, math.ceil(_BEYOND / tail))
+    weights = np.random.default_rng(0).standard_gamma([1, *counts], size=(num, 1 + len(counts)))
     means = weights @ np.array([lowest, *values]) / weights.sum(axis=1)
     return float(np.quantile(means, tail))
 
@@ -181,8 +184,8 @@ def _lower_end(values: tuple[float, ...], counts: tuple[int, ...], lowest: float
 def _check(count: int, confidence: float) -> None:
     if count < 2:
         raise ArgumentError(f"values: expected two or more for an interval, got {count}")
-    if not 0 < confidence < 1:
-        raise ArgumentError(f"confidence: expected more than 0 and less than 1, got {confidence}")
+    if not 0 < confidence <= _MOST_CONFIDENCE:
+        raise ArgumentError(f"confidence: expected more than 0 and at most {_MOST_CONFIDENCE}, got {confidence}")
 
 
 def _quantile(count: int, confidence: float) -> float:

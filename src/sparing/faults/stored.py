@@ -1,6 +1,6 @@
 """The stored weight of one layer while it is faulty: found, held in its number format, hit, and restored."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -12,30 +12,37 @@ from sparing.errors import ArgumentError
 from sparing.faults.hits import Hits, hit_, put_back_
 from sparing.faults.models import SingleFault
 from sparing.faults.number_format import FixedPointWeight, exponent_of, step_of_exponent
-from sparing.faults.sites import stored_weight
+from sparing.faults.sites import fault_sites, storage_of, stored_weight
 from sparing.quant.packing import Int8Layer
 from sparing.runs.modes import evaluating
 
-__all__ = ["StoredWeight", "rounded_layers"]
+__all__ = ["StoredWeight", "holds_faults", "rounded_layers"]
 
-_HELD: dict[int, int] = {}
-"""S of what is in a context of faults, by the tensor's or int8 layer's id: an inner context counts on the range that
-was there before the outer one."""
+_HELD: dict[Hashable, int] = {}
+"""S of what is in a context of faults, by :func:`~sparing.faults.sites.storage_of`.
 
-_REDRAWN: set[int] = set()
+An inner context counts on the range that was there before the outer one.
+"""
+
+_REDRAWN: set[Hashable] = set()
 """Those of them whose faults are drawn at each forward pass."""
 
 _INT8_EXPONENT = 7
 """Steps of 1."""
 
 
-def rounded_layers(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """Layers whose weights are rounded to the number format, by the id of what is stored: some may share it."""
-    found: dict[int, list[nn.Module]] = {}
+def holds_faults(model: nn.Module) -> bool:
+    """Whether weights of a model are in a context of faults."""
+    return bool(_HELD) and any(storage_of(model.get_submodule(site.name)) in _HELD for site in fault_sites(model))
+
+
+def rounded_layers(model: nn.Module) -> dict[Hashable, list[nn.Module]]:
+    """Layers whose weights are rounded to the number format, by what is stored: some may share it."""
+    found: dict[Hashable, list[nn.Module]] = {}
     for layer in model.modules():
         parts = _parametrizations(layer)
         if parts and isinstance(parts[-1], FixedPointWeight):
-            found.setdefault(id(stored_weight(layer)), []).append(layer)
+            found.setdefault(storage_of(layer), []).append(layer)
     return found
 
 
@@ -56,12 +63,12 @@ class StoredWeight:
         NonFiniteError: NaN or infinity in it.
     """
 
-    def __init__(self, layer: nn.Module, name: str, rounded: Mapping[int, Sequence[nn.Module]]) -> None:
+    def __init__(self, layer: nn.Module, name: str, rounded: Mapping[Hashable, Sequence[nn.Module]]) -> None:
         self._layer = layer
         tensor = stored_weight(layer)
         self.num = tensor.numel()
         self._int8 = layer if isinstance(layer, Int8Layer) else None
-        self._key = id(layer if self._int8 is not None else tensor)
+        self._key = storage_of(layer)
         self._is_nested = self._key in _HELD
         if self._key in _REDRAWN:
             # What is below could not be drawn anew without taking this off first.

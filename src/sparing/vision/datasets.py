@@ -287,6 +287,8 @@ def _decode(raw: bytes, where: str, *, size: int | None) -> npt.NDArray[np.uint8
                     raise FormatError(f"{where}: expected {_SIDE} × {_SIDE} pixels, got {image.size}")
                 picture = image.convert("RGB")
             else:
+                if image.mode.startswith("I") or image.mode == "F":
+                    raise FormatError(f"{where}: expected 8 bits a channel, got mode {image.mode}; convert it first")
                 upright = ImageOps.exif_transpose(image).convert("RGB")
                 picture = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
     except FormatError:

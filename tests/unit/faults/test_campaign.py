@@ -164,6 +164,35 @@ class TestSweep:
             run(model, batches, folder=tmp_path / "a", recalibration=torch.zeros(4, 3, 6, 6))
         assert not (tmp_path / "a").exists()
 
+    def test_hits_are_those_of_the_measured_images(self, made):
+        fault = BitFlip(p=0, where="features")
+        config = CONFIG.model_copy(update={"transient": False, "max_draws": 3, "half_width": None})
+        images = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+        plain = run(*made, fault=fault, rates=[0.05], config=config)
+        again = run(*made, fault=fault, rates=[0.05], config=config, recalibration=images)
+        assert again.points[0].mean_hits == plain.points[0].mean_hits > 0
+        assert again.points[0].accuracies != plain.points[0].accuracies
+
+    @pytest.mark.parametrize(
+        ("fault", "transient"),
+        [(BitBias(p_m=1e-3), None), (FAULT, True), (FAULT + BitFlip(p=0.1, where="features"), None)],
+    )
+    def test_nothing_is_measured_anew_under_faults_that_do_not_last(self, made, tmp_path, fault, transient):
+        config = CONFIG.model_copy(update={"transient": transient})
+        arguments = {"fault": fault, "config": config, "recalibration": torch.zeros(4, 3, 6, 6)}
+        with pytest.raises(ArgumentError, match="recalibration: these faults are drawn anew"):
+            run(*made, folder=tmp_path / "a", **arguments)
+        assert not (tmp_path / "a").exists()
+        run(*made, **arguments | {"config": CONFIG.model_copy(update={"transient": False, "max_draws": 3})})
+
+    def test_workers_know_no_faults_around_them(self, made, tmp_path):
+        model, batches = made
+        with inject(model, BitFlip(p=0.01)):
+            with pytest.raises(ArgumentError, match="workers: expected 1 for a model that is in a context of faults"):
+                run(model, batches, folder=tmp_path / "a", workers=2)
+            run(model, batches)
+        assert not (tmp_path / "a").exists()
+
     def test_persistent_faults_of_features(self, made):
         config = CONFIG.model_copy(update={"transient": False, "max_draws": 3})
         result = run(*made, fault=BitFlip(p=0, where="features"), rates=[0.05], config=config)
@@ -514,6 +543,10 @@ class TestResult:
     [
         ({"rates": []}, ArgumentError, "rates: expected one or more"),
         ({"rates": [0.1, 0.1]}, ArgumentError, "rates: expected different ones"),
+        ({"rates": 3}, DtypeError, "rates: expected several numbers"),
+        ({"rates": ["a"]}, DtypeError, "rates: expected several numbers"),
+        ({"fault": "stuck-at"}, DtypeError, "fault: expected a fault model, got str"),
+        ({"config": {"seed": 1}}, DtypeError, "config: expected a CampaignConfig, got dict"),
         ({"rates": [-0.1]}, ArgumentError, "rates: expected finite numbers of 0 or more, got -0.1"),
         ({"rates": [float("nan")]}, ArgumentError, "rates: expected finite numbers"),
         ({"rates": [1.5]}, ConfigError, "StuckAt: rate: .*got 1.5"),
@@ -541,6 +574,7 @@ def test_bad_batches(made):
         ([(images, labels[:3])], ShapeError, r"batches\[0\]: expected images and as many classes"),
         ([(images.numpy(), labels)], DtypeError, r"batches\[0\]: expected two tensors, got ndarray and Tensor"),
         ([(images, labels), (images[:0], labels[:0])], ShapeError, r"batches\[1\]: expected images"),
+        ([(images, labels + 4)], ArgumentError, "batches: expected classes below 4, as many as the model has logits"),
         ([(images, labels - 9)], ArgumentError, r"batches\[0\]: expected classes of 0 or more, got -9"),
         ([images], DtypeError, r"batches\[0\]: expected two tensors, got Tensor"),
         (3, DtypeError, "batches: expected batches of images and classes, got int"),

@@ -63,6 +63,22 @@ def test_faults_are_clipped(fixed):
     assert torch.equal(model(x), clean)
 
 
+def test_clips_come_last_in_either_order():
+    one, other, x = network(), network(), images()
+    fixed_point_(one, x)
+    clip_ranges_(one, x)
+    clip_ranges_(other, x)
+    fixed_point_(other, x)
+    order = [[type(hook).__name__ for hook in model[1]._forward_hooks.values()] for model in (one, other)]
+    assert order[0] == order[1]
+    for model in (one, other):
+        inside = []
+        model[2].register_forward_pre_hook(lambda _, given, inside=inside: inside.append(given[0].detach()))
+        with inject(model, BitBias(p=0.5), seed=1):
+            model(x)
+        assert float(inside[0].max()) == float(model[1].range_clip.high)
+
+
 def test_beyond_becomes_zero():
     clip = RangeClip(beyond="zero", quantile=1.0, device=torch.device("cpu"))
     clip(torch.tensor([-1.0, 2.0]))

@@ -335,6 +335,27 @@ def test_a_shared_weight_is_stored_once():
     assert torch.equal(model[0].weight, clean)
 
 
+def test_parameters_of_the_same_numbers_are_stored_once():
+    model = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50), nn.Linear(50, 50))
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+    model[2].weight = nn.Parameter(model[0].weight.detach().T)  # these numbers, but each in another place
+    clean = model[0].weight.detach().clone()
+    with inject(model, BitFlip(p=0.01), seed=1, include=["0", "1"]) as injection:
+        assert int((model[0].weight != clean).sum()) == injection.hits["0"]
+        assert list(injection.hits) == ["0"]
+    assert torch.equal(model[0].weight, clean)
+
+
+def test_cached_parametrizations_are_refused(network, images):
+    model = network()
+    fixed_point_(model, images)
+    with parametrize.cached(), pytest.raises(ArgumentError, match=r"cached\(\) is in force"), inject(model, StuckAt()):
+        pass
+    with inject(model, StuckAt(rate=0.1)), parametrize.cached():
+        faulty = model.conv2.weight.clone()
+    assert not torch.equal(faulty, model.conv2.weight)
+
+
 @pytest.mark.parametrize("fault", [BitFlip(p=0.02), GaussianNoise(sigma=0.05), StuckAt(rate=0.08)], ids=str)
 @pytest.mark.parametrize("include", [["1"], ["2"], None])
 def test_layers_that_share_a_weight_are_faulty_alike(fault, include):
@@ -356,12 +377,14 @@ def test_weights_drawn_at_each_forward_pass(network, images):
     clean = state(model)
     seen = []
     with torch.no_grad(), inject(model, StuckAt(rate=0.1), seed=1, transient=True) as injection:
-        assert same(clean, model)
+        # There at once, for what calls layers alone.
+        opened = model.conv2.weight.clone()
         for _ in range(3):
             model(images)
             seen.append(model.conv2.weight.clone())
             total = injection.hits["conv2"]
     assert same(clean, model)
+    assert torch.equal(opened, seen[0])
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
     with inject(model, StuckAt(rate=0.1), seed=1) as once:
         assert torch.equal(model.conv2.weight, seen[0])

@@ -41,20 +41,17 @@ def same(a, b):
 @pytest.mark.parametrize("batches", [1, 3])
 def test_statistics_are_those_of_the_images_under_the_faults(batches):
     model = network()
-    given = [images(16, seed=k) for k in range(batches)]
+    given = [images(16 + 4 * k, seed=k) + k for k in range(batches)]
     with inject(model, FAULT, seed=3), torch.no_grad():
         first = [model[0](x) for x in given]
         recalibrate_norms_(model, given if batches > 1 else given[0])
-        mean = torch.stack([x.mean((0, 2, 3)) for x in first]).mean(0)
-        var = torch.stack([x.var((0, 2, 3)) for x in first]).mean(0)
-        torch.testing.assert_close(model[1].running_mean, mean)
-        torch.testing.assert_close(model[1].running_var, var)
+        # All inputs as if they were one batch.
+        torch.testing.assert_close(model[1].running_mean, torch.cat(first).mean((0, 2, 3)))
+        torch.testing.assert_close(model[1].running_var, torch.cat(first).var((0, 2, 3)))
         # What follows sees the first normalization by each batch's own statistics.
         scaled = [nn.functional.batch_norm(x, None, None, model[1].weight, model[1].bias, training=True) for x in first]
         second = [model[4](torch.relu(x)) for x in scaled]
-        torch.testing.assert_close(
-            model[5].running_mean, torch.stack([x.mean((0, 2, 3)) for x in second]).mean(0), rtol=1e-4, atol=1e-6
-        )
+        torch.testing.assert_close(model[5].running_mean, torch.cat(second).mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
     assert not any(module.training for module in model.modules())
     assert model[1].momentum == 0.1
 
@@ -105,6 +102,23 @@ def test_without_faults_on_the_same_images_it_changes_nothing():
     again = copy.deepcopy(model)
     recalibrate_norms_(again, x)
     torch.testing.assert_close(again(x), model(x))
+
+
+def test_numbers_far_from_0_are_measured_exactly():
+    norm = nn.BatchNorm1d(1)
+    x = 1e4 + torch.randn(5, 500, 1, generator=torch.Generator().manual_seed(0))
+    recalibrate_norms_(norm, list(x))
+    torch.testing.assert_close(norm.running_var, x.double().var().float()[None], rtol=1e-4, atol=0)
+
+
+def test_what_becomes_infinite_on_the_way_is_refused():
+    model = network()
+    with torch.no_grad():
+        model[4].bias[1] = torch.inf
+    before = state(model)
+    with pytest.raises(NonFiniteError, match="finite inputs of batch normalizations"):
+        recalibrate_norms_(model, images())
+    assert same(before, state(model))
 
 
 def test_what_scales_and_shifts_channels_is_undone():

@@ -190,6 +190,6 @@ def test_bad_arguments():
         mean_interval([0.5])
     with pytest.raises(ArgumentError, match="expected two or more"):
         paired_difference([0.5, 0.6], [0.1], rate=0)
-    for confidence in (0, 1, 1.5):
-        with pytest.raises(ArgumentError, match="confidence: expected more than 0 and less than 1"):
+    for confidence in (0, 0.9996, 1, 1.5):
+        with pytest.raises(ArgumentError, match=r"confidence: expected more than 0 and at most 0\.9995"):
             share_interval([0.1, 0.2], confidence=confidence)

@@ -280,3 +280,9 @@ def test_bad_image_folders(tmp_path):
         (tmp_path / "cat" / "bad.jpg").write_bytes(bad)
         with pytest.raises(FormatError, match=r"bad\.jpg cannot be decoded"):
             load_image_folder(tmp_path, size=8)
+    (tmp_path / "cat" / "bad.jpg").unlink()
+    for mode, name in (("I;16", "deep.png"), ("F", "float.tiff")):
+        picture(tmp_path / "cat" / name, mode=mode, color=300)
+        with pytest.raises(FormatError, match=f"{name}: expected 8 bits a channel, got mode"):
+            load_image_folder(tmp_path, size=8)
+        (tmp_path / "cat" / name).unlink()
