@@ -50,6 +50,10 @@ def add_commands(commands: Any) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from sparing.pim.report import hardware_report
 
+    if arguments.plot:
+        from sparing.pim.pictures import check_picture
+
+        check_picture(arguments.plot, "--plot")
     hardware, network = open_hardware(arguments), open_network(arguments)
     report = hardware_report(network, _design(arguments, network, hardware.crossbar), hardware)
     if arguments.plot:
@@ -80,16 +84,23 @@ def _design(arguments: argparse.Namespace, network: "NetworkShape", crossbar: "C
             raise ArgumentError("--wrapped, --min-weights: only with --epitome")
         return dense_design(network, bits=bits, activation_bits=activation_bits)
     most = CrossbarSize.parse(arguments.epitome)
-    return uniform_design(
+    large = _LARGE if arguments.min_weights is None else arguments.min_weights
+    design = uniform_design(
         network,
         crossbar,
         bits=bits,
         max_rows=most.rows,
         max_cols=most.cols,
-        min_weights=_LARGE if arguments.min_weights is None else arguments.min_weights,
+        min_weights=large,
         wrapped=arguments.wrapped,
         activation_bits=activation_bits,
     )
+    if not any(layer.epitome for layer in design.layers.values()):
+        raise ArgumentError(
+            f"--epitome: no convolution has more than {large:,} weights (see --min-weights), more rows or columns than "
+            f"{most} and room for a kernel in them, so that all would stay dense"
+        )
+    return design
 
 
 def _print(name: str, report: "HardwareReport") -> None:
@@ -143,6 +154,8 @@ def _print(name: str, report: "HardwareReport") -> None:
         render.print_line(f"sums and links take time only: {report.hardware} counts no energy for them")
     if report.off_chip:
         render.print_line(f"off the crossbars, not counted: {', '.join(report.off_chip)}")
+    for layer in report.skipped:
+        render.print_line(f"not mapped, not counted: {layer.name or 'the network itself'}, {layer.reason}")
 
 
 def _split(ratio: "CrossbarRatio") -> str:

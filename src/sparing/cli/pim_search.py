@@ -60,10 +60,15 @@ def add_commands(commands: Any) -> None:
 def _search(arguments: argparse.Namespace) -> None:
     from sparing.pim.design import dense_design, num_crossbars
     from sparing.pim.matching import chip_cost, design_error, match_design
+    from sparing.pim.pictures import check_picture
 
     for file in (arguments.out, arguments.plot):
         if file and not Path(file).parent.is_dir():
             raise ArgumentError(f"--out, --plot: the folder {str(Path(file).parent)!r} does not exist")
+        if file and Path(file).is_dir():
+            raise ArgumentError(f"--out, --plot: expected a file, got the folder {file!r}")
+    if arguments.plot:
+        check_picture(arguments.plot, "--plot")
     hardware, network = open_hardware(arguments), open_network(arguments)
     if arguments.evaluations < 1:
         raise ArgumentError(f"--evaluations: expected at least 1, got {arguments.evaluations}")

@@ -28,7 +28,7 @@ from collections import Counter
 import numpy as np
 
 from sparing.errors import ArgumentError
-from sparing.pim.design import LayerDesign
+from sparing.pim.design import LayerDesign, epitome_refusal
 from sparing.pim.hardware import Hardware
 from sparing.pim.layers import LayerShape
 from sparing.pim.round_cost import RoundCost, round_cost
@@ -52,11 +52,14 @@ def layer_cost(layer: LayerShape, design: LayerDesign, hardware: Hardware, *, ac
         The cost.
 
     Raises:
-        ArgumentError: activation_bits out of range.
+        ArgumentError: activation_bits out of range, or an epitome of a layer that cannot be one.
         ShapeError: an epitome that does not fit the layer.
     """
     if not 1 <= activation_bits <= 16:
         raise ArgumentError(f"activation_bits: expected 1 to 16, got {activation_bits}")
+    refusal = epitome_refusal(layer)
+    if refusal and design.epitome is not None:
+        raise ArgumentError(f"design: {layer.name} cannot be an epitome: {refusal}")
     mapping = layer_rounds(layer, design, hardware.crossbar)
     num_tiles = math.ceil(mapping.num_crossbars / hardware.tile.num_pes)
     sums = _Sums(layer, mapping, hardware, activation_bits, num_tiles)

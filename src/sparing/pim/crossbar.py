@@ -93,11 +93,6 @@ class BlockGrid:
         """Crossbars (pairs) of one plane."""
         return len(self.row_cuts) * len(self.col_cuts) * self.copies
 
-    @property
-    def num_cells(self) -> int:
-        """Cells in use of one plane, in rows × columns that are driven."""
-        return sum(self.row_cuts) * sum(self.col_cuts) * self.copies
-
 
 def block_grid(
     in_channels: int, out_channels: int, kernel_elements: int, crossbar: CrossbarSize, *, groups: int = 1

@@ -115,7 +115,12 @@ def layer_grid(layer: LayerShape, design: LayerDesign, crossbar: CrossbarSize) -
 
 
 def num_crossbars(network: NetworkShape, design: NetworkDesign, crossbar: CrossbarSize) -> int:
-    """Crossbars (a positive and a negative one count as one) of all planes of all layers."""
+    """Crossbars (a positive and a negative one count as one) of all planes of all layers.
+
+    Raises:
+        ArgumentError, ShapeError: as :meth:`NetworkDesign.check`.
+    """
+    design.check(network)
     return sum(
         layer_grid(layer, design.layers[layer.name], crossbar).num_blocks * num_planes(design.layers[layer.name].bits)
         for layer in network.layers
@@ -191,11 +196,14 @@ def uniform_design(
         activation_bits: of the inputs.
 
     Raises:
-        ArgumentError: bits out of range, or a layer that is not there.
+        ArgumentError: bits or sizes out of range, or a layer that is not there.
     """
     others = dict(bits_of or {})
     for value in (bits, *others.values()):
         num_planes(value)
+    for name, most in (("max_rows", max_rows), ("max_cols", max_cols)):
+        if most < 1:
+            raise ArgumentError(f"{name}: expected at least 1, got {most}")
     unknown = sorted(set(others) - {layer.name for layer in network.layers})
     if unknown:
         raise ArgumentError(f"bits_of: the network has no mapped layer {', '.join(unknown[:5])}")

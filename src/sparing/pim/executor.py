@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparing.errors import ArgumentError, NonFiniteError, ShapeError
 from sparing.pim.adc import AdcModel
 from sparing.pim.datapath import layer_sums
-from sparing.pim.layers import padding_of
+from sparing.pim.layers import check_plain, padding_of
 from sparing.pim.mapping import LayerMapping, NetworkMapping
 from sparing.pim.nonideal import NetworkCells
 from sparing.pim.readout import LayerProgram, layer_program
@@ -128,5 +128,4 @@ def _check_module(module: nn.Conv2d | nn.Linear, mapping: LayerMapping) -> None:
     expected = (layer.kind, layer.in_channels, layer.out_channels, *sizes)
     if found != expected:
         raise ArgumentError(f"mapping: {layer.name}: expected the model's layer to be {expected}, got {found}")
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise ArgumentError(f"mapping: {layer.name}: expected padding by zeros")
+    check_plain(module, layer.name)

@@ -21,7 +21,7 @@ from sparing.pim.shapes import LayerShape, NetworkShape, SkippedLayer
 from sparing.pim.steps import Step, pooling_or_sum
 from sparing.runs.modes import evaluating
 
-__all__ = ["LayerShape", "NetworkShape", "SkippedLayer", "padding_of", "trace_layers"]
+__all__ = ["LayerShape", "NetworkShape", "SkippedLayer", "check_plain", "padding_of", "trace_layers"]
 
 _Source = frozenset[str]
 
@@ -71,7 +71,7 @@ def _dry_run(model: nn.Module, input_shape: tuple[int, ...]) -> "_Recorder":
         own = model
     try:
         return _run(own, x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # whatever a foreign network says of an input that it does not take
         raise ShapeError(f"input_shape: the network does not take an input of {tuple(x.shape)}: {error}") from error
 
 
@@ -197,6 +197,22 @@ def padding_of(module: nn.Conv2d) -> tuple[int, int]:
         return _pair(module.padding)
     (dh, dw), (kh, kw) = _pair(module.dilation), _pair(module.kernel_size)
     return dh * (kh - 1) // 2, dw * (kw - 1) // 2
+
+
+def check_plain(module: nn.Conv2d | nn.Linear, name: str) -> None:
+    """Refuses a layer that crossbars would not compute: with a forward pass of its own, or padding other than zeros.
+
+    Raises:
+        ArgumentError: it is one; says why.
+    """
+    base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    if any(getattr(type(module), n, None) is not getattr(base, n, None) for n in ("forward", "_conv_forward")):
+        raise ArgumentError(
+            f"model: {name}: expected a {base.__name__} that computes as PyTorch's, got a {type(module).__name__} with "
+            "a forward pass of its own; leave it out of the design"
+        )
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        raise ArgumentError(f"model: {name}: expected padding by zeros, got {module.padding_mode!r}")
 
 
 def _skipped(model: nn.Module, recorder: _Recorder) -> Iterator[SkippedLayer]:

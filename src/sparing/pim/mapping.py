@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.pim.crossbar import FLOAT_BITS, BlockGrid, CrossbarSize, num_planes
 from sparing.pim.design import LayerDesign, NetworkDesign, layer_grid
-from sparing.pim.layers import LayerShape, NetworkShape
+from sparing.pim.layers import LayerShape, NetworkShape, check_plain
 from sparing.pim.quantized_layers import quantized_layers
 from sparing.pim.tables import RoundTables, round_tables, stored_size
 
@@ -231,7 +231,7 @@ def map_network(
 
     Raises:
         ArgumentError: a layer that is not quantized, has no range of its inputs yet, was quantized for other blocks, or
-            is another epitome; a convolution that pads with anything but zeros.
+            is another epitome; one with a forward pass of its own or with padding by anything but zeros.
         ShapeError: a design that does not fit the network.
     """
     design.check(network)
@@ -251,8 +251,7 @@ def map_network(
             raise ArgumentError(f"model: {shape.name} was quantized for another crossbar size or other bits")
         if (None if layer.epitome is None else layer.epitome.shape) != own.epitome:
             raise ArgumentError(f"model: {shape.name} has another epitome than the design, or one of the two has none")
-        if getattr(layer.module, "padding_mode", "zeros") != "zeros":
-            raise ArgumentError(f"model: {shape.name}: expected padding by zeros")
+        check_plain(layer.module, shape.name)
         if layer.inputs.bits != design.activation_bits:
             raise ArgumentError(
                 f"design: expected activation_bits of {layer.inputs.bits}, as {shape.name} was quantized, got "

@@ -1,5 +1,6 @@
 """Mappings on disk: one file of packed cells, steps and tables, with schema, version and checksums."""
 
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -129,6 +130,8 @@ def _read_layer(
     layer = LayerShape(**one.layer.model_dump())
     if layer.in_channels % layer.groups or layer.out_channels % layer.groups:
         raise FormatError(f"{layer.groups} groups do not divide {layer.in_channels} and {layer.out_channels} channels")
+    if layer.out_size not in _sizes(layer):
+        raise FormatError(f"out_size: expected {_sizes(layer)[0]}, as its other sizes say, got {layer.out_size}")
     if layer.groups > 1 and one.design.epitome is not None:
         raise FormatError("an epitome of a grouped convolution")
     expected = round_tables(layer, one.design)
@@ -139,10 +142,18 @@ def _read_layer(
         cols, in_, p, q = one.design.epitome.size_of(layer.weight_shape)
         rows = in_ * p * q
     shape = (num_planes(one.design.bits), 2, rows, cols)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if packed.dtype != np.uint8 or packed.shape != (-(-size // 8),):
         raise FormatError(f"cells: expected {-(-size // 8)} bytes, got {packed.dtype} {packed.shape}")
     cells = np.unpackbits(packed, count=size).reshape(shape)
     return LayerMapping(
         layer, one.design, CrossbarSize(*one.crossbar), one.activation_bits, one.input_step, cells, steps, tables
     )
+
+
+def _sizes(layer: LayerShape) -> list[tuple[int, int]]:
+    """What a layer's maps may be; one row and column more where an even kernel is padded to the same size."""
+    sizes = zip(layer.in_size, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
+    found = [((n + 2 * p - d * (k - 1) - 1) // s + 1, p == d * (k - 1) // 2 and s == 1) for n, k, s, p, d in sizes]
+    even = tuple(n if same else size for (size, same), n in zip(found, layer.in_size, strict=True))
+    return [(found[0][0], found[1][0]), (even[0], even[1])]

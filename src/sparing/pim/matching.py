@@ -189,6 +189,11 @@ def _sums(network: NetworkShape, design: NetworkDesign, hardware: Hardware) -> d
 
 
 def design_error(network: NetworkShape, design: NetworkDesign) -> float:
-    """The error proxy of a design, without a model."""
+    """The error proxy of a design, without a model.
+
+    Raises:
+        ArgumentError, ShapeError: a design that does not fit the network.
+    """
+    design.check(network)
     error = error_proxy()
     return sum(error(network[name], layer) for name, layer in design.layers.items())

@@ -1,9 +1,11 @@
 """Parts of a chip: crossbars, converters, switches, memories, digital circuits; each names its numbers' source."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sparing.pim.crossbar import CrossbarSize
 
@@ -27,7 +29,13 @@ __all__ = [
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Lines = Annotated[int, Field(ge=1, le=65_536)]
 Source = Annotated[str, Field(min_length=1)]
+
+
+def _check_rising(sizes: Sequence[float]) -> None:
+    if any(more <= less for less, more in itertools.pairwise(sizes)):
+        raise ValueError(f"expected them by rising size, got {', '.join(f'{size:g}' for size in sizes)}")
 
 
 class Part(BaseModel):
@@ -41,7 +49,7 @@ class Crossbar(Part):
     """One crossbar of one-bit cells.
 
     Attributes:
-        rows, cols: word lines and bit lines.
+        rows, cols: word lines and bit lines, 1 to 65,536.
         read_s: from the drive of the word lines to steady currents.
         cell_power_w: of a cell that is read, averaged over its values and its input's.
         cell_area_m2: of a cell.
@@ -49,8 +57,8 @@ class Crossbar(Part):
         source: where the numbers are from.
     """
 
-    rows: Count
-    cols: Count
+    rows: Lines
+    cols: Lines
     read_s: Positive
     cell_power_w: NotNegative
     cell_area_m2: Positive
@@ -100,6 +108,11 @@ class SwitchLane(Part):
     area_m2: NotNegative
 
 
+def _rising_lanes(lanes: tuple[SwitchLane, ...]) -> tuple[SwitchLane, ...]:
+    _check_rising([lane.ratio for lane in lanes])
+    return lanes
+
+
 class Switch(Part):
     """A multiplexer or demultiplexer between lines and fewer converters, a lane for each converter.
 
@@ -112,7 +125,7 @@ class Switch(Part):
 
     fan_in: Annotated[int, Field(ge=2)]
     stage_s: NotNegative
-    lanes: Annotated[tuple[SwitchLane, ...], Field(min_length=1)]
+    lanes: Annotated[tuple[SwitchLane, ...], Field(min_length=1), AfterValidator(_rising_lanes)]
     source: Source
 
     def switch_s(self, ratio: int) -> float:
@@ -150,6 +163,11 @@ class MemoryClass(Part):
     write_j: NotNegative
 
 
+def _rising_classes(classes: tuple[MemoryClass, ...]) -> tuple[MemoryClass, ...]:
+    _check_rising([one.capacity_bytes for one in classes])
+    return classes
+
+
 class Memory(Part):
     """Buffers with a port.
 
@@ -162,7 +180,7 @@ class Memory(Part):
 
     word_bits: Count
     word_s: Positive
-    classes: Annotated[tuple[MemoryClass, ...], Field(min_length=1)]
+    classes: Annotated[tuple[MemoryClass, ...], Field(min_length=1), AfterValidator(_rising_classes)]
     source: Source
 
     def access_s(self, bits: float) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_designs", "draw_report", "save_designs_figure", "save_report_figure"]
+__all__ = ["check_picture", "draw_designs", "draw_report", "save_designs_figure", "save_report_figure"]
 
 _DPI = 110
 _PANELS = (
@@ -137,9 +137,20 @@ def _figure(size: tuple[float, float]) -> "Figure":
     return Figure(figsize=size, layout="constrained")
 
 
-def _save(path: str | os.PathLike[str], draw: "Callable[[], Figure]") -> None:
+def check_picture(path: str | os.PathLike[str], name: str = "path") -> None:
+    """Refuses what could not become a picture, before what is drawn is made.
+
+    Raises:
+        ArgumentError: a path that does not end in .png.
+        MissingExtraError: no matplotlib.
+    """
     if Path(path).suffix.lower() != ".png":
-        raise ArgumentError(f"path: expected the ending .png, got {Path(path).name!r}")
+        raise ArgumentError(f"{name}: expected the ending .png, got {Path(path).name!r}")
+    _figure((1, 1))
+
+
+def _save(path: str | os.PathLike[str], draw: "Callable[[], Figure]") -> None:
+    check_picture(path)
     buffer = BytesIO()
     draw().savefig(buffer, format="png", dpi=_DPI)
     with replace_file(path) as file:

@@ -65,11 +65,13 @@ def quantize_(
     Raises:
         ArgumentError: a layer that is not there, is no Conv2d or Linear, is quantized already, is not the epitome of
             the design, or has a weight that a hook computes (pruning, weight norm); numbers out of range; no batch in
-            `calibration`.
+            `calibration`, or one without `inputs`.
         DtypeError: `calibration` without tensors.
         NonFiniteError: a weight, or what calibration feeds to a layer, with NaN or infinity.
         ShapeError: a weight that its blocks do not cut.
     """
+    if calibration is not None and not inputs:
+        raise ArgumentError("calibration: expected None with inputs=False, as only inputs get ranges from it")
     modules, names = dict(model.named_modules()), [n for n, x in design.layers.items() if x.bits != FLOAT_BITS]
     planned = []
     for name in names:

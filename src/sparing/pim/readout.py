@@ -212,9 +212,7 @@ def _exact_dtype(
     mapping: LayerMapping, adc: AdcModel, cells: Sequence[NDArray[np.float32] | NDArray[np.uint8]], analog: bool
 ) -> torch.dtype:
     """float32 where no sum of integers of the layer, in any order, passes 2**24; else float64."""
-    rows = sum(block.num_rows for block in mapping.blocks if block.col_start == mapping.blocks[0].col_start)
-    if mapping.layer.groups > 1:
-        rows = mapping.blocks[0].num_rows
+    rows = sum(mapping.grid.row_cuts)  # of one group, or of those together in a crossbar
     rounds, most = mapping.tables.num_rounds, max((float(c.max(initial=0)) for c in cells), default=0.0)
     if adc.bits is None:
         largest = rows * most * _grid(analog)

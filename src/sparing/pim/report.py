@@ -15,7 +15,7 @@ from sparing.pim.crossbar import FLOAT_BITS, num_planes
 from sparing.pim.design import LayerDesign, NetworkDesign
 from sparing.pim.evaluation import ChipCost, Evaluation
 from sparing.pim.hardware import Hardware
-from sparing.pim.layers import NetworkShape
+from sparing.pim.layers import NetworkShape, SkippedLayer
 from sparing.pim.step_cost import StepCost
 from sparing.pim.steps import Step
 
@@ -95,6 +95,7 @@ class HardwareReport:
         dense: the same layers dense, each at the design's bits.
         steps: of the design.
         off_chip: names of layers that the design leaves off the crossbars; they are counted nowhere.
+        skipped: other modules with weights, which no crossbar could take; they are counted nowhere.
     """
 
     hardware: str
@@ -107,6 +108,7 @@ class HardwareReport:
     dense: ChipCost
     steps: tuple[StepReport, ...]
     off_chip: tuple[str, ...]
+    skipped: tuple[SkippedLayer, ...] = ()
 
     def to_json(self) -> str:
         """Returns the report as readable JSON."""
@@ -149,6 +151,7 @@ def hardware_report(network: NetworkShape, design: NetworkDesign, hardware: Hard
         dense=as_dense.total(),
         steps=tuple(_step_report(as_designed, step, as_dense.costs) for step in as_designed.steps),
         off_chip=tuple(layer.name for layer in network.layers if layer.name not in design.layers),
+        skipped=network.skipped,
     )
 
 

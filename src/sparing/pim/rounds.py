@@ -45,7 +45,7 @@ class LayerRounds:
     Attributes:
         num_blocks: crossbar pairs of one plane.
         num_planes: of the weights.
-        num_cells: in use, of one plane.
+        num_cells: that hold weights, of one plane.
         groups: for each group of output channels, its rounds in order; sums of one group are added up.
         fetched_channels: most input channels that one block needs over all rounds.
         computed_channels: output channels that are computed; fewer than the layer's where an epitome is wrapped.
@@ -88,14 +88,15 @@ def layer_rounds(layer: LayerShape, design: LayerDesign, crossbar: CrossbarSize)
         ShapeError: an epitome that does not fit the layer.
     """
     grid = layer_grid(layer, design, crossbar)
-    planes, cells = num_planes(design.bits), grid.num_cells
+    planes = num_planes(design.bits)
     if design.epitome is None:
         groups: tuple[tuple[Round, ...], ...] = ((Round(grid.row_cuts, grid.col_cuts, grid.copies),),)
         fetched = max(1, max(grid.row_cuts) // (layer.kernel[0] * layer.kernel[1]))
-        return LayerRounds(grid.num_blocks, planes, cells, groups, fetched, layer.out_channels, 0)
+        return LayerRounds(grid.num_blocks, planes, layer.num_weights, groups, fetched, layer.out_channels, 0)
     groups, fetched = _epitome_rounds(layer.weight_shape, design.epitome, crossbar)
     computed = design.epitome.out_channels if design.epitome.wrapped else layer.out_channels
     row_bits = sum(round_tables(layer, design).row_bits)
+    cells = math.prod(design.epitome.size_of(layer.weight_shape))
     return LayerRounds(grid.num_blocks, planes, cells, groups, fetched, computed, row_bits)
 
 

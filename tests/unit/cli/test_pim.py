@@ -85,6 +85,20 @@ def test_a_network_of_ones_own(factory, report):
     assert (found["num_crossbars"], found["activation_bits"]) == (4 * (2 + 2), 4)
 
 
+def test_what_is_not_mapped_is_named(tmp_path, report):
+    path = tmp_path / "model.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def network():\n"
+        "    up = nn.ConvTranspose2d(8, 4, 2)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), up, nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))\n"
+    )
+    told = "not mapped, not counted: 1, a ConvTranspose2d: only Conv2d and Linear layers are mapped"
+    assert told in report(f"{path}:network", "--input", "3,9,9")
+    found = report(f"{path}:network", "--input", "3,9,9", "--json")
+    assert [layer["name"] for layer in found["skipped"]] == ["1"]
+
+
 def test_a_saved_design_and_a_chip_of_ones_own(factory, report, tmp_path):
     epitome = LayerDesign(bits=3, epitome=EpitomeShape(out_channels=100, in_channels=3, wrapped=True))
     design = NetworkDesign(layers={"0": epitome}, activation_bits=5)
@@ -122,6 +136,11 @@ def test_a_picture(report, tmp_path):
         (["resnet18", "--input", "1,8,8"], "input_shape"),
         (["resnet18", "--wrapped"], "only with --epitome"),
         (["resnet18", "--min-weights", "5"], "only with --epitome"),
+        (
+            ["resnet20", "--epitome", "256"],
+            r"--epitome: no convolution has more than 262,144 weights \(see --min-weights\)",
+        ),
+        (["resnet18", "--plot", "x.pdf"], "--plot: expected the ending .png, got 'x.pdf'"),
         (["resnet18", "--num-classes", "0"], "num_classes"),
         (["resnet18", "--design", "x.json", "--bits", "3"], "--bits: not with --design"),
         (["resnet18", "--design", "x.json", "--activation-bits", "3"], "--activation-bits: not with --design"),

@@ -74,6 +74,8 @@ def test_a_table_for_people(search, tmp_path):
         (["resnet19"], "network: expected one of"),
         (["resnet18", "--out", "missing/d.json"], "--out, --plot: the folder 'missing' does not exist"),
         (["resnet18", "--plot", "missing/d.png"], "--out, --plot: the folder 'missing' does not exist"),
+        (["resnet18", "--plot", "d.pdf"], "--plot: expected the ending .png, got 'd.pdf'"),
+        (["resnet18", "--out", "."], "--out, --plot: expected a file, got the folder '.'"),
         (["resnet18", "--preset", "abacus"], "abacus"),
         (["resnet18", "--activation-bits", "17"], "activation_bits"),
     ],

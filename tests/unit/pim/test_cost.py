@@ -259,6 +259,12 @@ def test_grouped_convolutions_have_a_cost():
     assert (cost.num_crossbars, cost.num_rounds) == (2 * 8, 1)
     # Two such crossbars of 28 bit lines in two turns of word lines; the second is counted as full.
     assert cost.adc_conversions == 64 * 9 * 8 * 2 * 28 * 2
+    # What is off the diagonal holds no weight.
+    assert cost.utilization == 32 * 9 / (2 * 256 * 256)
+    with pytest.raises(ArgumentError, match="cannot be an epitome: it has 32 groups"):
+        layer_cost(
+            conv(32, 32, groups=32), LayerDesign(bits=9, epitome=EpitomeShape(out_channels=8, in_channels=1)), MNSIM
+        )
 
 
 def test_calls_multiply():

@@ -110,6 +110,9 @@ def test_uniform_design_of_chosen_layers(small):
     design = uniform_design(
         small, CrossbarSize(16, 8), bits=5, max_rows=4, max_cols=8, min_weights=0, bits_of={"5": 9}, activation_bits=8
     )
+    for name in ("max_rows", "max_cols"):
+        with pytest.raises(ArgumentError, match=f"{name}: expected at least 1, got 0"):
+            uniform_design(small, CrossbarSize(), bits=3, **{name: 0})
     # The first convolution's kernels are longer than 4 rows, the depthwise one has groups, the last layer is linear.
     assert design == NetworkDesign(
         layers={

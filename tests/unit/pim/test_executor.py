@@ -138,6 +138,19 @@ def test_sums_beyond_float32(mapped, fast):
     assert torch.equal(found, expected)
 
 
+def test_sums_of_groups_beyond_float32(mapped):
+    # 128 channels of a group lie in several blocks: one block's rows alone would seem to fit float32.
+    layer = LayerShape("layer", "conv", 512, 4, (3, 3), (1, 1), (1, 1), 4, (3, 3), (3, 3))
+    crossbar, steps = CrossbarSize(64, 4), torch.ones(19, 4)
+    codes = torch.full((4, 128, 3, 3), 7)
+    mapping = map_layer(codes, steps, layer, LayerDesign(bits=4), crossbar, 12)
+    x = torch.full((1, 512, 3, 3), 2047)
+    program = layer_program(mapping, IDEAL)
+    assert mapped.convolved(layer, codes.double(), x).max() < 2**24  # only sums of planes apart are larger
+    assert program.dtype == torch.float64
+    assert torch.equal(layer_sums(program, x).double(), mapped.convolved(layer, codes.double(), x))
+
+
 def test_six_bits_lose_something(mapped, kernel):
     # 100 rows of ones on one crossbar, driven at once: 6 bits with lsb 1 stop at 63.
     layer = LayerShape("layer", "linear", 100, 1, (1, 1), (1, 1), (0, 0), 1, (1, 1), (1, 1))
@@ -254,6 +267,21 @@ def test_refusals(network, mapped):
     with pytest.raises(ArgumentError, match="blocks"):
         execute(model, mapping, images, adc=AdcModel(), cells={**cells, "stem": cells["fc"]})
     other = mapped.Net()
+
+    class Standardized(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return super()._conv_forward(2 * x, weight, bias)
+
+    for kind in (Standardized, Doubled):
+        other.down = kind(12, 8, 3, stride=2, padding=1)
+        with pytest.raises(
+            ArgumentError, match=f"down: expected a Conv2d that computes as PyTorch's, got a {kind.__name__}"
+        ):
+            execute(other, mapping, images, adc=AdcModel())
     for stride, padding in ((1, 1), (2, 0), (2, "valid")):
         other.down = nn.Conv2d(12, 8, 3, stride=stride, padding=padding)
         with pytest.raises(ArgumentError, match="down: expected the model's layer to be"):

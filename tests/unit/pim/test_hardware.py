@@ -93,6 +93,9 @@ def test_a_copy_of_a_preset_is_a_chip_of_ones_own(mnsim, tmp_path):
         ('source = "MNSIM 2.0: 6 bits', '# source = "MNSIM 2.0: 6 bits', "tile.pe.adc.source"),
         ("word_bits = 64", "word_bits = -1", "tile.output_buffer.word_bits"),
         ('name = "mnsim"', 'name = ""', "name"),
+        ("rows = 256", "rows = 65537", "tile.pe.crossbar.rows"),
+        ("{ capacity_bytes = 2048,", "{ capacity_bytes = 1e9,", "tile.output_buffer.classes"),
+        ("{ ratio = 8,", "{ ratio = 4,", "tile.pe.mux.lanes"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused_by_name(old, new, field, tmp_path):

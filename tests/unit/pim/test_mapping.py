@@ -208,6 +208,13 @@ def test_saved_mappings_come_back(tmp_path):
             assert np.array_equal(getattr(old.tables, table), getattr(new.tables, table))
 
 
+def test_a_network_padded_to_the_same_size_comes_back(tmp_path, mapped):
+    _, mapping, _ = mapped.quantized_network()
+    save_mapping(mapping, tmp_path / "mapping")
+    found = load_mapping(tmp_path / "mapping")
+    assert {name: one.layer for name, one in found.layers.items()} == {n: x.layer for n, x in mapping.layers.items()}
+
+
 def test_every_altered_byte_is_refused(tmp_path):
     path = tmp_path / "mapping"
     save_mapping(random_mapping(), path)
@@ -234,6 +241,16 @@ def test_files_with_right_checksums_and_wrong_parts(tmp_path):
         meta = {"layers": [good.meta["layers"][0] | layer, good.meta["layers"][1]]}
         write_artifact(path, schema=schema, version=version, arrays=good.arrays | (arrays or {}), meta=meta)
 
+    side = [2**22, 2**22]
+    huge = {
+        "in_channels": 2**23,
+        "out_channels": 2**23,
+        "kernel": side,
+        "in_size": side,
+        "out_size": [1, 1],
+        "groups": 1,
+    }
+    huge |= {"padding": [0, 0], "dilation": [1, 1]}
     write()
     assert load_mapping(path).layers
     for change, match in [
@@ -250,6 +267,11 @@ def test_files_with_right_checksums_and_wrong_parts(tmp_path):
         ({"input_step": -1.0}, "input_step"),
         ({"colour": "red"}, "colour"),
         ({"layer": good.meta["layers"][1]["layer"]}, "group"),
+        (
+            {"layer": good.meta["layers"][0]["layer"] | {"out_size": [99, 1]}},
+            r"out_size: expected \(.*\), .*got \(99, 1\)",
+        ),
+        ({"layer": good.meta["layers"][1]["layer"] | huge}, "cells: expected [0-9]{20,} bytes"),
         ({"schema": "other"}, "schema"),
     ]:
         write(**change)

@@ -218,6 +218,7 @@ def test_dry_runs_go_through(model):
         (lambda m, d: None, {"refresh_every": 0}, ArgumentError, "refresh_every"),
         (lambda m, d: None, {"input_percentile": 3}, ArgumentError, "percentile"),
         (lambda m, d: None, {"calibration": []}, ArgumentError, "calibration: expected at least one batch"),
+        (lambda m, d: None, {"calibration": images(), "inputs": False}, ArgumentError, "None with inputs=False"),
         (lambda m, d: None, {"calibration": [3]}, DtypeError, "calibration: expected tensors, got int"),
         (lambda m, d: None, {"calibration": torch.ones(1, 4, 6, 6)}, RuntimeError, "channels"),
         (lambda m, d: None, {"calibration": images() / 0}, NonFiniteError, "inputs of 0"),
