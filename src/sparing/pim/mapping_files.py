@@ -134,8 +134,6 @@ def _read_layer(
         raise FormatError(f"out_size: expected {_sizes(layer)[0]}, as its other sizes say, got {layer.out_size}")
     if layer.groups > 1 and one.design.epitome is not None:
         raise FormatError("an epitome of a grouped convolution")
-    expected = round_tables(layer, one.design)
-    tables = RoundTables(ifat, ifrt, ofat, expected.repeats, expected.row_bits)
     if one.design.epitome is None:
         rows, cols = layer.in_channels // layer.groups * layer.kernel[0] * layer.kernel[1], layer.out_channels
     else:
@@ -146,6 +144,8 @@ def _read_layer(
     if packed.dtype != np.uint8 or packed.shape != (-(-size // 8),):
         raise FormatError(f"cells: expected {-(-size // 8)} bytes, got {packed.dtype} {packed.shape}")
     cells = np.unpackbits(packed, count=size).reshape(shape)
+    expected = round_tables(layer, one.design)
+    tables = RoundTables(ifat, ifrt, ofat, expected.repeats, expected.row_bits)
     return LayerMapping(
         layer, one.design, CrossbarSize(*one.crossbar), one.activation_bits, one.input_step, cells, steps, tables
     )
