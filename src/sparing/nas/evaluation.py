@@ -8,7 +8,7 @@ frozen statistics, as a finished network would be. Statistics taken under faults
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparing.errors import ArgumentError
 from sparing.faults import FaultModel, inject
 from sparing.faults.sites import fixed_point_features
+from sparing.nas.archive import Evaluated
+from sparing.nas.cost import NetworkCost
 from sparing.nas.search_config import SearchConfig
 from sparing.nas.space import SearchSpace
 from sparing.nas.supernet import Supernet
@@ -47,6 +49,44 @@ class Measured:
     def reward(self, share: float) -> float:
         """(1 − share)·clean + share·faulty."""
         return (1 - share) * self.clean_accuracy + share * self.faulty_accuracy
+
+    def recorded(
+        self,
+        number: int,
+        vector: tuple[int, ...],
+        cost: NetworkCost,
+        config: SearchConfig,
+        *,
+        step: int,
+        stage: Literal["search", "policy"] = "search",
+        size: tuple[int, int] | None = None,
+    ) -> Evaluated:
+        """The line of the archive.
+
+        Args:
+            number: place in the archive, from 0.
+            vector: the architecture.
+            cost: of its final network.
+            config: of the search.
+            step: of the training that gave the weights.
+            stage: see :class:`~sparing.nas.archive.Evaluated`.
+            size: cells and channels of that network; None: as configured.
+        """
+        num_cells, channels = size or (config.num_cells, config.channels)
+        return Evaluated(
+            number=number,
+            stage=stage,
+            step=step,
+            vector=vector,
+            genotype=SearchSpace(config.space).decode(vector),
+            num_cells=num_cells,
+            channels=channels,
+            num_macs=cost.num_macs,
+            num_parameters=cost.num_parameters,
+            clean_accuracy=self.clean_accuracy,
+            faulty_accuracies=self.faulty_accuracies,
+            reward=self.reward(config.evaluation.reward_share),
+        )
 
 
 @torch.no_grad()

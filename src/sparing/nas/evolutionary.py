@@ -43,7 +43,6 @@ class Judge:
     ) -> None:
         self._folder, self._config, self._executor = folder, config, executor
         self._cost, self.violation, self._step, self._after = cost, violation, step, after
-        self._space = SearchSpace(config.space)
         self.known = {record.vector: record for record in folder.records if record.stage == "search"}
 
     def judge(self, vectors: Sequence[tuple[int, ...]]) -> Iterator[Evaluated]:
@@ -63,21 +62,8 @@ class Judge:
             yield self.known[vector]
 
     def _record(self, vector: tuple[int, ...], measured: Measured) -> Evaluated:
-        cost = self._cost(vector)
-        return Evaluated(
-            number=len(self._folder.records),
-            stage="search",
-            step=self._step,
-            vector=vector,
-            genotype=self._space.decode(vector),
-            num_cells=self._config.num_cells,
-            channels=self._config.channels,
-            num_macs=cost.num_macs,
-            num_parameters=cost.num_parameters,
-            clean_accuracy=measured.clean_accuracy,
-            faulty_accuracies=measured.faulty_accuracies,
-            reward=measured.reward(self._config.evaluation.reward_share),
-        )
+        number = len(self._folder.records)
+        return measured.recorded(number, vector, self._cost(vector), self._config, step=self._step)
 
 
 def evolve(judge: Judge, space: SearchSpace, config: SearchConfig, *, progress: Progress | None) -> None:

@@ -127,20 +127,8 @@ class Rounds:
             num_cells=candidate.num_cells,
             num_classes=self._held_out.num_classes,
         )
-        return Evaluated(
-            number=number,
-            stage="search",
-            step=step,
-            vector=candidate.vector,
-            genotype=genotype,
-            num_cells=candidate.num_cells,
-            channels=candidate.channels,
-            num_macs=cost.num_macs,
-            num_parameters=cost.num_parameters,
-            clean_accuracy=measured.clean_accuracy,
-            faulty_accuracies=measured.faulty_accuracies,
-            reward=measured.reward(config.evaluation.reward_share),
-        )
+        size = candidate.num_cells, candidate.channels
+        return measured.recorded(number, candidate.vector, cost, config, step=step, size=size)
 
     def checkpoints(self, number: int, candidate: Candidate) -> Path:
         """The folder of one training's checkpoints."""

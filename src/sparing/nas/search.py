@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sparing.errors import ArgumentError, ConfigError, FormatError
-from sparing.nas.archive import Evaluated, SearchFolder
+from sparing.nas.archive import SearchFolder
 from sparing.nas.cost_table import CostTable
 from sparing.nas.derive import Finalist, SearchResult, conclude, derive
 from sparing.nas.evaluation import Evaluator, supernet_of
@@ -213,21 +213,14 @@ class _Search:
         total = self.config.supernet.epochs * policy.steps_per_epoch
         while self._owes_policy():
             vector, measured = policy.learn_(self.evaluator)
-            cost = self.cost(vector)
             self.folder.append(
-                Evaluated(
-                    number=len(self.folder.records),
-                    stage="policy",
+                measured.recorded(
+                    len(self.folder.records),
+                    vector,
+                    self.cost(vector),
+                    self.config,
                     step=self.training.step,
-                    vector=vector,
-                    genotype=self.space.decode(vector),
-                    num_cells=self.config.num_cells,
-                    channels=self.config.channels,
-                    num_macs=cost.num_macs,
-                    num_parameters=cost.num_parameters,
-                    clean_accuracy=measured.clean_accuracy,
-                    faulty_accuracies=measured.faulty_accuracies,
-                    reward=measured.reward(self.config.evaluation.reward_share),
+                    stage="policy",
                 )
             )
             self.progress("policy", policy.step, total)
