@@ -23,6 +23,7 @@ from sparing.faults.sites import (
     fixed_point_features,
     register_before_corrections,
     select_sites,
+    sharing_layers,
 )
 from sparing.faults.stored import StoredWeight, rounded_layers
 from sparing.faults.targets import Target, find_targets
@@ -190,8 +191,11 @@ def _jobs(
     else:
         targets = find_targets(model, fault, example=example, include=include, exclude=exclude)
         return [_drawn(target, seed, draw) for target in targets]
-    chosen = {site.name for site in select_sites(fault_sites(model), include, exclude)}
-    jobs = _replayed(fault, chosen)
+    sites = fault_sites(model)
+    chosen, sharing = {site.name for site in select_sites(sites, include, exclude)}, sharing_layers(model, sites)
+    # A map keeps the faults of a weight that layers share with the first of them.
+    stored = {name for name, group in sharing.items() if not chosen.isdisjoint(group)}
+    jobs = _replayed(fault, chosen, stored)
     if not jobs:
         raise ArgumentError(f"include, exclude: the map has no faults in {', '.join(sorted(map(repr, chosen)))}")
     return jobs
@@ -210,7 +214,7 @@ def _drawn(target: Target, seed: int, draw: int) -> _Job:
     )
 
 
-def _replayed(fault_map: FaultMap, chosen: set[str]) -> list[_Job]:
+def _replayed(fault_map: FaultMap, chosen: set[str], stored: set[str]) -> list[_Job]:
     return [
         _Job(
             entry.site,
@@ -222,7 +226,7 @@ def _replayed(fault_map: FaultMap, chosen: set[str]) -> list[_Job]:
             partial(_repeated, entry.hits),
         )
         for entry in fault_map.entries
-        if entry.site in chosen
+        if entry.site in (stored if entry.output is None else chosen)
     ]
 
 

@@ -10,13 +10,14 @@ memory's layout, nor other layers change it.
 """
 
 import math
+import operator
 import zlib
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparing.errors import ArgumentError
+from sparing.errors import ArgumentError, DtypeError
 
 __all__ = ["check_seed", "choose_masks", "fault_generator", "hit_positions"]
 
@@ -30,7 +31,12 @@ def check_seed(name: str, value: int) -> None:
 
     Raises:
         ArgumentError: below 0, or 2**63 and more.
+        DtypeError: no integer.
     """
+    try:
+        operator.index(value)
+    except TypeError:
+        raise DtypeError(f"{name}: expected an integer, got {value!r}") from None
     if not 0 <= value < 1 << 63:
         raise ArgumentError(f"{name}: expected 0 to 2**63 - 1, got {value}")
 

@@ -211,12 +211,14 @@ def check_model(model: nn.Module) -> None:
     """Refuses what hooks do not reach.
 
     Raises:
-        ArgumentError: a compiled or scripted model.
+        ArgumentError: a compiled or scripted model, or one with a lazy layer that has not run yet.
         DtypeError: no module.
     """
     if not isinstance(model, nn.Module):
         raise DtypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
+        if getattr(module, "has_uninitialized_params", bool)():
+            raise ArgumentError(f"model: {name or 'it'} is lazy and has no weights yet; run the model once")
         is_compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         if is_compiled or isinstance(module, torch.jit.ScriptModule):
             raise ArgumentError(

@@ -70,6 +70,8 @@ class StoredWeight:
         self._int8 = layer if isinstance(layer, Int8Layer) else None
         self._key = storage_of(layer)
         self._is_nested = self._key in _HELD
+        self._num_hits = 0
+        """Faults of a sum that are written now: behind the first −128 may be there."""
         if self._key in _REDRAWN:
             # What is below could not be drawn anew without taking this off first.
             raise ArgumentError(
@@ -119,9 +121,11 @@ class StoredWeight:
         tensor = self._writable()
         step = step_of_exponent(self._exponent)
         on_grid = bool(self._roundings)
-        lowest = -128 if self._is_nested or on_grid or self._int8 is not None else -127
+        upset = self._is_nested or self._num_hits > 0
+        lowest = -128 if upset or on_grid or self._int8 is not None else -127
         before = hit_(tensor, hits, fault, step=step, lowest=lowest, on_grid=on_grid)
         torch.clear_autocast_cache()  # it holds weights as they were, in another type
+        self._num_hits += 1
         return partial(self._put_back_, tensor, hits, before)
 
     def _writable(self) -> Tensor:
@@ -133,6 +137,7 @@ class StoredWeight:
     def _put_back_(self, tensor: Tensor, hits: Hits, before: Tensor) -> None:
         # An int8 layer has had its codes packed, and unpacked into another tensor.
         put_back_(tensor if self._int8 is None else self._writable(), hits.positions, before)
+        self._num_hits -= 1
         torch.clear_autocast_cache()
 
     @torch.no_grad()

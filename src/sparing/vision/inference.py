@@ -28,7 +28,7 @@ def predict(
     """Classifies images. The model stays on its device and in its mode (training or not); batch norms use their means.
 
     Args:
-        model: maps `n × 3 × h × w` floats in [−1, 1] to logits.
+        model: maps `n × 3 × h × w` floats in [−1, 1], of its first parameter's type, to logits.
         images: `n × 3 × h × w` uint8 array or tensor, one or more.
         batch_size: images at a time, 1 or more.
         precision: arithmetic; ``"auto"`` takes bfloat16 where the device computes it natively.
@@ -141,6 +141,7 @@ def _in_batches(
         raise ShapeError(f"images: expected n × 3 × h × w with none of them 0, got shape {tuple(images.shape)}")
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
+    dtype = torch.float32 if parameter is None or not parameter.is_floating_point() else parameter.dtype
     half = resolve_precision(precision, device) == "bfloat16"
     rows = []
     with (
@@ -149,7 +150,8 @@ def _in_batches(
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=half),
     ):
         for start in range(0, len(images), batch_size):
-            x = to_float(images[start : start + batch_size], device).contiguous(memory_format=torch.channels_last)
+            x = to_float(images[start : start + batch_size], device)
+            x = x.to(dtype, memory_format=torch.channels_last)
             out = function(x)
             if out.ndim != 2 or len(out) != len(x):
                 raise ShapeError(f"model: expected {what} of shape ({len(x)}, d), got {tuple(out.shape)}")

@@ -335,6 +335,23 @@ def test_a_shared_weight_is_stored_once():
     assert torch.equal(model[0].weight, clean)
 
 
+def test_a_second_fault_of_a_sum_keeps_what_the_first_left():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    clean = torch.tensor([[127.0, -127.0], [64.0, 0.0]]) / 128
+    model[0].weight = nn.Parameter(clean.clone())
+    every = BitFlip(p=1)  # all bits: code c becomes -1 - c
+    with inject(model, every):
+        assert (model[0].weight * 128).tolist() == [[-128, 126], [-65, -1]]
+    for _ in range(2):
+        with inject(model, every + every):
+            assert torch.equal(model[0].weight, clean)
+    with inject(model, every + every, transient=True):
+        for _ in range(2):
+            model(torch.ones(1, 2))
+            assert torch.equal(model[0].weight, clean)
+    assert torch.equal(model[0].weight, clean)
+
+
 def test_parameters_of_the_same_numbers_are_stored_once():
     model = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50), nn.Linear(50, 50))
     model[1].weight = nn.Parameter(model[0].weight.detach())
@@ -455,6 +472,8 @@ def test_training_statistics_go_on_as_usual(network, images):
         ({"fault": StuckAt(), "include": ["conv9"]}, ArgumentError, "include: no layer is called 'conv9'"),
         ({"fault": StuckAt(), "exclude": ["bn1"]}, ArgumentError, "exclude: no layer"),
         ({"fault": StuckAt(), "seed": -1}, ArgumentError, "seed: expected"),
+        ({"fault": StuckAt(), "seed": 1.5}, DtypeError, "seed: expected an integer, got 1.5"),
+        ({"fault": StuckAt(), "draw": "2"}, DtypeError, "draw: expected an integer, got '2'"),
         ({"fault": StuckAt(), "draw": -1}, ArgumentError, "draw: expected"),
         ({"fault": "stuck-at"}, DtypeError, "fault: expected a fault model"),
     ],
@@ -480,6 +499,9 @@ def test_bad_models_change_nothing(network, images):
         pass
     assert torch.equal(model.conv1.weight, clean)
     with pytest.raises(ArgumentError, match="at least one convolution"), inject(nn.ReLU(), StuckAt()):
+        pass
+    lazy = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 3))
+    with pytest.raises(ArgumentError, match="1 is lazy and has no weights yet"), inject(lazy, StuckAt()):
         pass
 
 

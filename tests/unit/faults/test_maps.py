@@ -70,6 +70,16 @@ def test_networks_that_share_weights_otherwise_are_refused():
             assert len(injection.hits) == (1 if one is tied else 2)
 
 
+@pytest.mark.parametrize(("include", "hit"), [(["1"], True), (["0"], True), (["2"], False)])
+def test_a_map_hits_a_shared_weight_by_any_of_its_layers(include, hit):
+    model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 9))
+    model[1].weight = model[0].weight
+    drawn, clean = STUCK.sample(model, seed=1), model[0].weight.detach().clone()
+    with inject(model, drawn, include=include):
+        assert torch.equal(model[0].weight, clean) != hit
+    assert torch.equal(model[0].weight, clean)
+
+
 def test_a_map_of_before_ties_were_told_fits(network):
     # Of a network without ties, as saved files have it.
     drawn = STUCK.sample(network(), seed=1)

@@ -345,3 +345,12 @@ def test_distillation_errors(squares, tmp_path):
     train(0)
     with pytest.raises(ConfigError, match=r"step\.teacher_crc32"):
         train(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_gets_images_of_its_own_type(squares, dtype):
+    model = resnet8(num_classes=squares.num_classes)
+    expected = predict(model, squares.images)
+    found = predict(model.to(dtype), squares.images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-4)
