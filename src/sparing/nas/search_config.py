@@ -22,8 +22,8 @@ from sparing.errors import ArgumentError
 from sparing.explore import EvolutionConfig
 from sparing.faults import AnyFault, BitBias, FaultModel
 from sparing.runs.documents import Settings
+from sparing.runs.precision import Precision
 from sparing.vision import ClassifierTrainingConfig
-from sparing.vision._settings import Precision
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "ControllerConfig",

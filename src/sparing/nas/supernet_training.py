@@ -13,8 +13,8 @@ from sparing.nas.genotype import Genotype
 from sparing.nas.search_config import SearchConfig
 from sparing.nas.supernet import Supernet
 from sparing.runs import Checkpoint, load_optimizer_, optimizer_tensors
+from sparing.runs.precision import resolve_precision
 from sparing.vision import EpochSampler, ImageDataset, random_crop, random_flip, stream_generator, to_float
-from sparing.vision._settings import resolve_precision
 
 __all__ = ["SupernetTraining"]
 

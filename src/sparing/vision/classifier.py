@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, FormatError, NonFiniteError, ShapeError
 from sparing.runs import Checkpoint, CheckpointFolder, Progress, load_optimizer_, optimizer_tensors
-from sparing.vision._settings import resolve_precision
+from sparing.runs.precision import resolve_precision
 from sparing.vision.augment import EpochSampler, random_crop, random_flip, stream_generator, to_float
 from sparing.vision.classifier_config import (
     ClassifierTrainingConfig,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sparing.vision._settings import Precision
+from sparing.runs.precision import Precision
 
 __all__ = ["ClassifierTrainingConfig", "EpochResult", "TrainingResult", "learning_rate_at"]
 

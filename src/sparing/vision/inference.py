@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.runs.modes import evaluating
-from sparing.vision._settings import Precision, resolve_precision
+from sparing.runs.precision import Precision, resolve_precision
 from sparing.vision.augment import to_float
 from sparing.vision.datasets import ImageDataset
 from sparing.vision.weights import Classifier

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sparing.runs.documents import validated
 from sparing.vision._initial import initialize_
-from sparing.vision._settings import Stem
+from sparing.vision.stem import Stem
 
 __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
     "BasicBlock",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparing.errors import ArgumentError, FormatError, MissingExtraError
-from sparing.hybrid.encoders.settings import ModelSettings, Precision
+from sparing.hybrid.encoders.settings import ModelSettings
+from sparing.runs.precision import Precision, resolve_precision
 
 __all__ = [
     "HUB_PREFIX",
@@ -19,7 +20,6 @@ __all__ = [
     "model_sha256",
     "open_model",
     "resolve_model",
-    "resolve_precision",
 ]
 
 HUB_PREFIX = "hf://"
@@ -130,29 +130,6 @@ def check_sha256(model: str, *, expected: str | None, got: str) -> None:
         )
 
 
-def resolve_precision(precision: Precision, device: str) -> Precision:
-    """Turns ``"auto"`` into bfloat16 where the processor computes it natively, else float32; never float16.
-
-    Args:
-        precision: the wish.
-        device: a torch device name.
-
-    Returns:
-        ``"bfloat16"`` or ``"float32"``.
-    """
-    if precision != "auto":
-        return precision
-    import torch
-
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    try:
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):
-        native = False
-    return "bfloat16" if native else "float32"
-
-
 @contextlib.contextmanager
 def autocast(precision: Precision, device: str) -> Iterator[None]:
     """Runs a model without gradients, in bfloat16 where wanted."""
@@ -238,6 +215,6 @@ def open_model(kind: str, settings: _Settings, *, device: str | None) -> tuple[A
     sha256 = model_sha256(folder)
     check_sha256(settings.model, expected=settings.sha256, got=sha256)
     model = load_model(kind, folder, device=device, max_tokens=settings.max_tokens)
-    precision = resolve_precision(settings.precision, str(model.device))
+    precision = resolve_precision(settings.precision, model.device)
     name = settings.model if settings.model.startswith(HUB_PREFIX) else str(folder.resolve())
     return model, settings.model_copy(update={"model": name, "sha256": sha256, "precision": precision})

@@ -5,20 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sparing.errors import ConfigError
+from sparing.runs.precision import Precision
 
 __all__ = [
     "BM25Settings",
     "DenseSettings",
     "EncoderSettings",
     "ModelSettings",
-    "Precision",
     "SpladeSettings",
     "one_line",
     "parse_settings",
 ]
-
-Precision = Literal["auto", "bfloat16", "float32"]
-"""The arithmetic of a neural encoder. ``"auto"`` takes bfloat16 where the processor computes it natively."""
 
 
 class _Settings(BaseModel):

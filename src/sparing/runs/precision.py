@@ -1,19 +1,24 @@
-"""What settings share: stems, precisions, and which of them a device computes natively."""
+"""Which arithmetic a network runs in, and what a device computes natively."""
 
-from typing import Literal, TypeAlias
-
-import torch
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sparing.errors import ArgumentError
 
-__all__ = ["Precision", "Stem", "resolve_precision"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Precision", "resolve_precision"]
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
-Stem: TypeAlias = Literal["imagenet", "cifar"]
+"""Of a network's products. ``"auto"`` takes bfloat16 where the device computes it natively."""
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+def resolve_precision(precision: Precision, device: "torch.device") -> Literal["float32", "bfloat16"]:
     """Turns ``"auto"`` into bfloat16 where the device computes it natively, else float32; never float16.
+
+    Args:
+        precision: the wish.
+        device: where the network is.
 
     Raises:
         ArgumentError: another precision.
@@ -22,6 +27,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fl
         raise ArgumentError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
     if precision != "auto":
         return precision
+    import torch
+
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     try:
