@@ -9,7 +9,7 @@ from torch import nn
 
 from sparing.errors import ArgumentError, DtypeError, ShapeError
 from sparing.quant.functional import quantize
-from sparing.quant.kernels import has_onednn_convolution, onednn_convolution, pack_convolution
+from sparing.quant.kernels import has_onednn_convolution, onednn_convolution, pack_convolution, whole_floats
 from sparing.quant.packing import Int8Layer
 from sparing.quant.ranges import find_params
 from sparing.quant.rounding import quantize_image
@@ -179,7 +179,8 @@ class Int8Conv2d(Int8Layer):
 
     def _plain(self, codes: torch.Tensor, step: float, zero_point: int, dtype: torch.dtype) -> torch.Tensor:
         where = (self.stride, self.padding, self.dilation, self.groups)
-        sums = F.conv2d(codes.float() - zero_point, self.plain_codes().float(), None, *where)
+        with whole_floats(codes.device.type):
+            sums = F.conv2d(codes.float() - zero_point, self.plain_codes().float(), None, *where)
         out = sums.mul_((self.weight_scale * step)[:, None, None])
         if self.bias is not None:
             out.add_(self.bias[:, None, None])

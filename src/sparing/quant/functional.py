@@ -68,7 +68,7 @@ def dequantize(
         raise DtypeError(f"dtype: expected a floating dtype, got {dtype}")
     _check_params(rows, params, spec)
     values = values_of(rows.to(params.scale.dtype), params, spec=spec)
-    return values.to(dtype or values.dtype).reshape(codes.shape)
+    return _narrowed(values, dtype or values.dtype).reshape(codes.shape)
 
 
 @torch.no_grad()
@@ -95,7 +95,14 @@ def fake_quantize(
     """
     params = find_params(x, spec, weights=weights, check=check)
     rows = widen(as_rows(x, spec))
-    return values_of(codes_of(rows, params, spec=spec), params, spec=spec).to(x.dtype).reshape(x.shape)
+    return _narrowed(values_of(codes_of(rows, params, spec=spec), params, spec=spec), x.dtype).reshape(x.shape)
+
+
+def _narrowed(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values in a type that the outermost of them may pass by half a step."""
+    if dtype != torch.float16:
+        return values.to(dtype)
+    return values.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
 
 
 def _check_params(rows: torch.Tensor, params: QuantParams, spec: QuantSpec) -> None:

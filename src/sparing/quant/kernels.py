@@ -6,6 +6,7 @@ AVX-512. Its activations must be *unsigned*: signed ones fall to a scalar refere
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -22,12 +23,14 @@ __all__ = [
     "pack_convolution",
     "pack_weight",
     "unpack_weight",
+    "whole_floats",
 ]
 
 Kernel = Literal["onednn", "int_mm", "plain"]
 
 # 127 * 127 * 1024 < 2**24: a float32 sum of so many products of codes is exact in any order.
 _EXACT_SLICE = 1024
+_DEEPEST = (2**31 - 1) // 127**2
 
 # Not functools.cache, which torch.compile would trace through.
 _found: dict[str, tuple[Kernel, ...]] = {}
@@ -66,7 +69,7 @@ def integer_matmul(
 
     Args:
         a: ``(m, k)``, int8 in [-127, 127].
-        b: ``(n, k)``, int8 in [-127, 127], on the same device; ``k`` at most 133,143, so that int32 holds the sums.
+        b: ``(n, k)``, int8 in [-127, 127], on the same device; ``k`` at most 133,144, so that int32 holds the sums.
         kernel: ``"auto"`` takes the fastest exact one.
 
     Returns:
@@ -75,7 +78,7 @@ def integer_matmul(
     Raises:
         ArgumentError: a kernel that does not work on this device.
         DtypeError: not int8.
-        ShapeError: not matrices of the same ``k``.
+        ShapeError: not matrices of the same ``k``, or a larger one.
     """
     for name, matrix in (("a", a), ("b", b)):
         if matrix.dtype != torch.int8:
@@ -84,6 +87,8 @@ def integer_matmul(
             raise ShapeError(f"{name}: expected 2 axes, got shape {tuple(matrix.shape)}")
     if a.shape[1] != b.shape[1]:
         raise ShapeError(f"b: expected {a.shape[1]} columns, as a has, got {b.shape[1]}")
+    if a.shape[1] > _DEEPEST:
+        raise ShapeError(f"a: expected at most {_DEEPEST:,} columns, whose sums int32 holds, got {a.shape[1]:,}")
     usable = [name for name in available_kernels(a.device.type) if name != "onednn"]
     if kernel == "auto":
         kernel = "int_mm" if "int_mm" in usable else "plain"
@@ -92,11 +97,19 @@ def integer_matmul(
     return _int_mm(a, b) if kernel == "int_mm" else _plain(a, b)
 
 
+def whole_floats(device_type: str) -> AbstractContextManager[Any]:
+    """No autocast, which would round codes to bfloat16, as long as a ``with`` block lasts."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 def _plain(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
-    for start in range(0, a.shape[1], _EXACT_SLICE):
-        part = slice(start, start + _EXACT_SLICE)
-        total += (a[:, part].float() @ b[:, part].float().t()).to(torch.int32)
+    with whole_floats(a.device.type):
+        for start in range(0, a.shape[1], _EXACT_SLICE):
+            part = slice(start, start + _EXACT_SLICE)
+            total += (a[:, part].float() @ b[:, part].float().t()).to(torch.int32)
     return total
 
 
@@ -118,7 +131,7 @@ def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _canonical(matrix: torch.Tensor) -> torch.Tensor:
     if matrix.stride() == (matrix.shape[1], 1):
         return matrix
-    return torch.empty(matrix.shape, dtype=matrix.dtype).copy_(matrix)
+    return torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device).copy_(matrix)
 
 
 def _up_to_8(length: int) -> int:
@@ -147,7 +160,7 @@ def onednn_product(codes: torch.Tensor, packed: torch.Tensor, *, weight_scale: t
     Returns:
         ``(m, n)``, float32.
     """
-    zero_points = torch.zeros(len(weight_scale), dtype=torch.int32)
+    zero_points = torch.zeros(len(weight_scale), dtype=torch.int32, device=codes.device)
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, 128, packed, weight_scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
@@ -159,8 +172,9 @@ def pack_convolution(
 ) -> torch.Tensor:
     """Reorders ``(out, in / groups, kh, kw)`` int8 codes into oneDNN's own layout for such a convolution."""
     # Steps and zero points are given at each call; packing asks only whether there is a zero point.
+    steps = torch.ones(len(codes), dtype=torch.float32, device=codes.device)
     packed: torch.Tensor = torch.ops.onednn.qconv_prepack(
-        codes, torch.ones(len(codes)), 1.0, 1, list(stride), list(padding), list(dilation), groups, None
+        codes, steps, 1.0, 1, list(stride), list(padding), list(dilation), groups, None
     )
     return packed
 
@@ -197,7 +211,7 @@ def onednn_convolution(
     Returns:
         ``(n, out, h', w')``, rounded once to the dtype.
     """
-    zero_points = torch.zeros(len(weight_scale), dtype=torch.int32)
+    zero_points = torch.zeros(len(weight_scale), dtype=torch.int32, device=codes.device)
     where = (list(stride), list(padding), list(dilation), groups)
     result: torch.Tensor = torch.ops.onednn.qconv2d_pointwise(
         codes, step, zero_point, packed, weight_scale, zero_points, bias, *where, 1.0, 0, dtype, "none", [], ""
@@ -222,26 +236,32 @@ def _extreme_codes(device: str) -> tuple[torch.Tensor, torch.Tensor]:
     return a, a[:16].flip(0).contiguous()
 
 
+def _ones(num: int) -> torch.Tensor:
+    # Whatever the process's default type and device are: what is found here holds for good.
+    return torch.ones(num, dtype=torch.float32, device="cpu")
+
+
 def _onednn_is_exact() -> bool:
     a, b = _extreme_codes("cpu")
     try:
         packed = pack_weight(b)
-        product = onednn_product(a.view(torch.uint8) ^ 128, packed, weight_scale=torch.ones(16))
+        product = onednn_product(a.view(torch.uint8) ^ 128, packed, weight_scale=_ones(16))
         return torch.equal(product.to(torch.int32), _plain(a, b)) and torch.equal(unpack_weight(packed), b)
     except (AttributeError, RuntimeError, TypeError):
         return False
 
 
 def _convolution_is_exact() -> bool:
-    weight = torch.full((16, 32, 3, 3), 127, dtype=torch.int8)
+    weight = torch.full((16, 32, 3, 3), 127, dtype=torch.int8, device="cpu")
     weight[::2, ::3] = -127
-    codes = torch.full((1, 32, 5, 5), 255, dtype=torch.uint8)
+    codes = torch.full((1, 32, 5, 5), 255, dtype=torch.uint8, device="cpu")
     codes[:, ::5] = 0
     where: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-    expected = torch.nn.functional.conv2d(codes.double() - 77, weight.double(), padding=1)
+    with whole_floats("cpu"):
+        expected = torch.nn.functional.conv2d(codes.double() - 77, weight.double(), padding=1)
     try:
         packed = pack_convolution(weight, **where)
-        settings: dict[str, Any] = {"weight_scale": torch.ones(16), "bias": None, "dtype": torch.float32, **where}
+        settings: dict[str, Any] = {"weight_scale": _ones(16), "bias": None, "dtype": torch.float32, **where}
         found = onednn_convolution(
             codes.contiguous(memory_format=torch.channels_last), packed, step=1.0, zero_point=77, **settings
         )

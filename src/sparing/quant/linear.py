@@ -18,7 +18,7 @@ from sparing.quant.kernels import (
 from sparing.quant.packing import Int8Layer
 from sparing.quant.ranges import find_params
 from sparing.quant.rounding import finish_rows_, quantize_rows, signed
-from sparing.quant.spec import QuantParams, QuantSpec
+from sparing.quant.spec import QuantParams, QuantSpec, make_spec
 
 __all__ = ["Int8Linear"]
 
@@ -100,12 +100,13 @@ class Int8Linear(Int8Layer):
             kernel: see the class.
 
         Raises:
+            ConfigError: no such `range`.
             DtypeError: not a linear layer.
             NonFiniteError: NaN or infinity in its weight.
         """
         if not isinstance(linear, nn.Linear):
             raise DtypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
-        spec = _WEIGHT_SPEC.model_copy(update={"range": range})
+        spec = make_spec({**_WEIGHT_SPEC.model_dump(), "range": range})
         weight = linear.weight.detach().float()
         params = find_params(weight, spec)
         codes = quantize(weight, params, spec=spec)

@@ -132,8 +132,8 @@ def _check(codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, 
         if vector is not None:
             if vector.shape != codes.shape[:1]:
                 raise ShapeError(f"{name}: expected shape {tuple(codes.shape[:1])}, got {tuple(vector.shape)}")
-            check_finite(widen(vector, name=name), name=name)
-    if bool((scale <= 0).any()):
+            check_finite(widen(vector, name=name).float(), name=name)  # as it is kept
+    if bool((scale.float() <= 0).any()):
         raise ArgumentError("weight_scale: expected numbers > 0")
     if dtype is not None and not dtype.is_floating_point:
         raise DtypeError(f"dtype: expected a floating dtype or None, got {dtype}")

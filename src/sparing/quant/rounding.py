@@ -56,8 +56,8 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     if _uses_core(rows):
         x = _in_c_order(rows.detach())
-        codes = torch.empty(rows.shape, dtype=torch.uint8)
-        steps = torch.empty(len(rows))
+        codes = torch.empty(rows.shape, dtype=torch.uint8, device="cpu")
+        steps = torch.empty(len(rows), dtype=torch.float32, device="cpu")
         core: Any = _core
         core.quantize_rows(_array(x), codes.numpy(), steps.numpy(), _level(), torch.get_num_threads())
         return codes, steps[:, None]
@@ -112,7 +112,7 @@ def quantize_image(image: Tensor, *, norm: nn.GroupNorm | None, silu: bool) -> t
     """
     if _uses_core(image):
         x = image.detach().contiguous(memory_format=torch.channels_last)
-        codes = torch.empty(x.shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        codes = torch.empty(x.shape, dtype=torch.uint8, device="cpu", memory_format=torch.channels_last)
         flat, bytes_ = (t.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for t in (x, codes))
         groups, weight, bias, eps = 0, None, None, 0.0
         if norm is not None:
@@ -140,4 +140,4 @@ def _in_c_order(rows: Tensor) -> Tensor:
     # contiguous() keeps odd strides along axes of length 1.
     if rows.stride() == (rows.shape[1], 1):
         return rows
-    return torch.empty(rows.shape, dtype=rows.dtype).copy_(rows)
+    return torch.empty(rows.shape, dtype=rows.dtype, device=rows.device).copy_(rows)

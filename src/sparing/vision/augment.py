@@ -173,7 +173,8 @@ class EpochSampler:
         epoch, place = divmod(step, self.steps_per_epoch)
         cached = self._cached
         if cached is None or cached[0] != epoch:
-            cached = epoch, torch.randperm(self._num_items, generator=stream_generator(self._seed, _ORDER, epoch))
+            generator = stream_generator(self._seed, _ORDER, epoch)
+            cached = epoch, torch.randperm(self._num_items, generator=generator, device="cpu")
             self._cached = cached
         return cached[1][place * self._batch_size : (place + 1) * self._batch_size].clone()
 

@@ -326,3 +326,11 @@ def test_cuda_gives_the_same():
     expected = layer(x, norm=norm, silu=True)
     found = layer.cuda()(x.cuda(), norm=norm.cuda(), silu=True).cpu()
     assert (found - expected).norm() / expected.norm() < 2e-3
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autocast_changes_nothing(kernel):
+    layer, x = int8(kernel=kernel, dtype=torch.float32), normal(2, 6, 9, 9)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), expected)

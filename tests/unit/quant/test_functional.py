@@ -292,3 +292,15 @@ def test_cuda_gives_the_same_codes(dtype):
             codes = quantize(x.cuda(), there, spec=spec).cpu().int() - quantize(x, params, spec=spec).int()
             assert codes.abs().max() <= 1
             torch.testing.assert_close(fake_quantize(x.cuda(), spec).cpu(), fake_quantize(x, spec), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_float16_stays_finite(bits):
+    spec = QuantSpec(bits=bits, symmetric=False, granularity="token")
+    x = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([-200.0, 10.0])
+    x[:, 1] = torch.linspace(60_000, 65_504, 200)
+    found = fake_quantize(x.half(), spec)
+    assert found.dtype == torch.float16
+    assert bool(found.isfinite().all())
+    params = find_params(x, spec)
+    assert bool(dequantize(quantize(x, params, spec=spec), params, spec=spec, dtype=torch.float16).isfinite().all())

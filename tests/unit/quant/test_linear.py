@@ -1,5 +1,7 @@
 import copy
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from sparing.quant import (  # noqa: E402
     quantize,
 )
 from sparing.quant import linear as linear_module  # noqa: E402
-from sparing.quant.kernels import pack_weight, unpack_weight  # noqa: E402
+from sparing.quant.kernels import has_onednn_convolution, pack_weight, unpack_weight  # noqa: E402
 
 KERNELS = available_kernels()
 TOKEN = QuantSpec(bits=8, granularity="token")
@@ -53,6 +55,68 @@ def test_kernels_are_in_order():
     assert KERNELS[-1] == "plain"
     assert set(KERNELS) <= {"onednn", "int_mm", "plain"}
     assert available_kernels("meta") == ("plain",)
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.cpu._is_vnni_supported():
+        # All others are tested with what was found here: nothing found would be noticed nowhere else.
+        assert KERNELS == ("onednn", "int_mm", "plain")
+        assert has_onednn_convolution()
+
+
+_PROBES = """
+import torch
+from sparing.quant import available_kernels
+from sparing.quant.kernels import has_onednn_convolution
+found = [torch.autocast("cpu", torch.bfloat16), torch.device("meta")]
+with found[int({number})] if {number} < 2 else torch.no_grad():
+    if {number} == 2:
+        torch.set_default_dtype(torch.float64)
+    print(available_kernels(), has_onednn_convolution())
+"""
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_kernels_are_found_under_autocast_and_other_defaults_too(number):
+    found = subprocess.run(
+        [sys.executable, "-c", _PROBES.format(number=number)], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == f"{KERNELS} {has_onednn_convolution()}"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autocast_and_defaults_change_nothing(kernel):
+    layer = Int8Linear.from_linear(linear(), kernel=kernel, dtype=torch.float32)
+    x = normal(5, 96)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+    with torch.device("meta"):
+        assert torch.equal(layer(x), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(layer(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    a, b = torch.full((3, 2000), 127, dtype=torch.int8), torch.full((2, 2000), 126, dtype=torch.int8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert integer_matmul(a, b, kernel="plain").unique().tolist() == [127 * 126 * 2000]
+
+
+def test_what_int32_cannot_hold_is_refused():
+    a = torch.full((1, 133_145), 127, dtype=torch.int8)
+    with pytest.raises(ShapeError, match="a: expected at most 133,144 columns, whose sums int32 holds, got 133,145"):
+        integer_matmul(a, a)
+    assert integer_matmul(a[:, 1:], a[:, 1:]).item() == 127**2 * 133_144
+
+
+def test_a_range_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="range"):
+        Int8Linear.from_linear(linear(), range="msee")
+
+
+@pytest.mark.parametrize("step", [1e-60, 1e300])
+def test_steps_that_float32_does_not_hold_are_refused(step):
+    codes = torch.ones(2, 3, dtype=torch.int8)
+    with pytest.raises((ArgumentError, NonFiniteError), match="weight_scale"):
+        Int8Linear(codes, torch.full((2,), step, dtype=torch.float64))
 
 
 @settings(max_examples=40, deadline=None)
