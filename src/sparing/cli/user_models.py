@@ -1,6 +1,7 @@
 """Networks from a file of the user's: ``model.py:factory``."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ def network_from_file(text: str, *, argument: str = "network") -> "nn.Module":
     """
     from torch import nn
 
-    name, _, function = text.rpartition(":")
+    name, colon, function = text.rpartition(":")
+    if not colon:
+        raise ArgumentError(f"{argument}: expected FILE.py:FACTORY, got {text!r}")
     path = Path(name)
     if not path.is_file():
         raise ArgumentError(f"{argument}: expected a file, got {name!r}")
@@ -39,11 +42,18 @@ def network_from_file(text: str, *, argument: str = "network") -> "nn.Module":
 
 
 def _imported(path: Path, argument: str) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own, so that no package is hidden; dataclasses look their module up.
+    name = f"_sparing_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ArgumentError(f"{argument}: {path.name} cannot be imported")
     module, loader = importlib.util.module_from_spec(spec), spec.loader
-    _run(path, argument, lambda: loader.exec_module(module))
+    sys.modules[name] = module
+    try:
+        _run(path, argument, lambda: loader.exec_module(module))
+    finally:
+        # What is left there would seem to be importable in worker processes too.
+        del sys.modules[name]
     return module
 
 

@@ -54,10 +54,9 @@ class EvolutionConfig(BaseModel):
 
 
 def first_vectors(start: Vectors, num_options: NDArray[np.int64], count: int, rng: np.random.Generator) -> Vectors:
-    """Those to start with, each once, and as many random ones as make ``(count, sites)``."""
-    given = start[distinct(start)][:count]
-    shape = (count - len(given), len(num_options))
-    return np.concatenate([given, rng.integers(num_options, size=shape, dtype=np.int64)])
+    """At most `count` to start with, and as many random ones as make ``(count, sites)``."""
+    shape = (count - len(start), len(num_options))
+    return np.concatenate([start, rng.integers(num_options, size=shape, dtype=np.int64)])
 
 
 def children(

@@ -63,7 +63,8 @@ class Evolution:
         num_options: of each site, at least 1.
         seed: 0 or more.
         config: how vectors are bred.
-        start: ``(k, sites)`` vectors to begin with, besides random ones.
+        start: ``(k, sites)`` vectors to begin with, besides random ones; those that a generation has no room for come
+            in the next ones.
 
     Raises:
         ArgumentError: no sites, a site without options, a negative seed, or a start outside the options.
@@ -92,7 +93,8 @@ class Evolution:
             raise ArgumentError(f"seed: expected 0 or more, got {seed}")
         self._rng = np.random.default_rng(seed)
         sites = len(self.num_options)
-        self._start = check_vectors([] if start is None else start, self.num_options, name="start")
+        given = check_vectors([] if start is None else start, self.num_options, name="start")
+        self._start = given[distinct(given)]  # those that were not asked for yet
         self._asked: Vectors | None = None
         self._vectors = np.empty((0, sites), np.int64)  # the population, the best first
         self._costs: NDArray[np.float64] | None = None
@@ -120,10 +122,14 @@ class Evolution:
         count = self.config.population if most is None else min(most, self.config.population)
         if count < 1:
             raise ArgumentError(f"most: expected at least 1, got {most}")
+        given, self._start = self._start[:count], self._start[count:]
         if self._costs is None:
-            found = first_vectors(self._start, self.num_options, count, self._rng)
+            found = first_vectors(given, self.num_options, count, self._rng)
+        elif len(given) == count:
+            found = given
         else:
-            found = children(self._vectors, self.num_options, count, self.config, self._rng)
+            bred = children(self._vectors, self.num_options, count - len(given), self.config, self._rng)
+            found = np.concatenate([given, bred])
         self._asked = found
         return found.copy()
 

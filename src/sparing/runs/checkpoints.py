@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError, MissingExtraError, VersionError
-from sparing.runs.documents import differences
+from sparing.runs.documents import differences, json_values
 from sparing.runs.generations import current_generation, replace_folder, verify_folder
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class CheckpointFolder:
             raise ArgumentError("kind: expected what is trained, got an empty string")
         self._path = Path(path)
         self._kind = kind
-        self._config = _json_values("config", config)
-        self._owned = False
+        self._config = json_values("config", config)
 
     @property
     def path(self) -> Path:
@@ -125,16 +124,15 @@ class CheckpointFolder:
             kind=self._kind,
             step=step,
             config=self._config,
-            state=_json_values("state", state),
+            state=json_values("state", state),
         )
         payload = _storable(torch, tensors)
-        if not self._owned:
-            self._read_header()
+        self._read_header()  # before anything is made in a folder of something else
         with replace_folder(self._path) as folder:
+            self._read_header()  # now that nobody else writes
             text = json.dumps(header.model_dump(), indent=1, allow_nan=False) + "\n"
             (folder / _HEADER).write_text(text, encoding="utf-8")
             _write_tensors(safetensors, payload, folder / _TENSORS)
-        self._owned = True
 
     def latest(self) -> Checkpoint | None:
         """Reads the newest checkpoint, and checks every byte of it.
@@ -165,7 +163,6 @@ class CheckpointFolder:
                 if isinstance(error, FileNotFoundError):
                     raise FormatError(f"{self._path}: a file of the checkpoint is missing: {error}") from error
                 raise
-            self._owned = True
             return Checkpoint(step=header.step, tensors=tensors, state=header.state)
         raise AssertionError("unreachable")
 
@@ -215,17 +212,6 @@ def _parse(file: Path, root: Path) -> _Header:
         raise FormatError(f"{root}: {file.name} does not describe a checkpoint: {error}") from error
 
 
-def _json_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    given = dict(values)
-    try:
-        back: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"{name}: expected values that JSON can hold: {error}") from error
-    if back != given:
-        raise ArgumentError(f"{name}: JSON does not give it back equal; use string keys, and lists rather than tuples")
-    return back
-
-
 def _packages() -> tuple[ModuleType, ModuleType]:
     try:
         import torch
@@ -246,7 +232,7 @@ def _storable(torch: ModuleType, tensors: "Mapping[str, Tensor]") -> "dict[str, 
             raise ArgumentError(f"tensors: expected names that are not empty nor '__metadata__', got {name!r}")
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             raise DtypeError(f"tensors[{name!r}]: expected a dense torch.Tensor, got {type(tensor).__name__}")
-        plain = tensor.detach().cpu().contiguous()
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         # safetensors refuses tensors that share memory: what is tied in a model is saved under each of its names.
         start = plain.untyped_storage().data_ptr()
         if start in seen or plain.untyped_storage().nbytes() != plain.nbytes:

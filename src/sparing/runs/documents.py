@@ -1,15 +1,16 @@
 """Settings and JSON documents: fields that a pydantic model describes; documents also say their schema and version."""
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sparing.errors import ConfigError, FormatError, VersionError
+from sparing.errors import ArgumentError, ConfigError, FormatError, VersionError
 from sparing.runs.atomic import replace_file
 
-__all__ = ["Document", "Settings", "differences", "parse_document", "validated"]
+__all__ = ["Document", "Settings", "differences", "json_values", "parse_document", "validated"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -61,6 +62,23 @@ def validated(kind: type[_Model], fields: Any, *, name: str | None = None) -> _M
         return kind.model_validate(fields)
     except ValidationError as error:
         raise ConfigError.from_validation(name or kind.__name__, error) from None
+
+
+def json_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of values as JSON gives them back.
+
+    Raises:
+        ArgumentError: they do not come back equal, or cannot be written.
+    """
+    given = dict(values)
+    try:
+        back: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))
+        json.dumps(given, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"{name}: expected values that JSON can hold: {error}") from error
+    if back != given:
+        raise ArgumentError(f"{name}: JSON does not give it back equal; use string keys, and lists rather than tuples")
+    return back
 
 
 class _Head(BaseModel):

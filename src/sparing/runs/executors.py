@@ -29,6 +29,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 # In a worker: what `_start_worker` was given, and what `shared` was unpickled to.
 _worker_bytes: bytes | None = None
+_worker_name = ""
 _worker_values: dict[str, Any] = {}
 
 
@@ -41,6 +42,11 @@ class Shared(Generic[_T]):
         self._reference = reference
         self._name = name
 
+    @property
+    def name(self) -> str:
+        """Which value it is, of all that workers might be given."""
+        return self._name
+
     def get(self) -> _T:
         """Gives the value: the very object in the process that shared it, one copy a worker elsewhere."""
         if not self._here:
@@ -48,6 +54,8 @@ class Shared(Generic[_T]):
                 data = _worker_bytes if self._reference is None else _from_ray(self._reference)
                 if data is None:
                     raise AssertionError("a shared value is read in a process that is no worker of its executor")
+                if self._reference is None and self._name != _worker_name:
+                    raise AssertionError("a shared value is read in a worker of another executor")
                 _worker_values.clear()
                 _worker_values[self._name] = pickle.loads(data)  # noqa: S301 - our own bytes, from our parent
             self._value, self._here = _worker_values[self._name], True
@@ -72,9 +80,20 @@ class InProcessExecutor(Executor):
     def __init__(self, *, shared: Any = None) -> None:
         self.shared = Shared(shared)
         self.num_workers = 1
+        self._is_shut = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - nothing is at work
+        """Takes no more calls."""
+        self._is_shut = True
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_T]":
-        """Runs a call and returns its finished future."""
+        """Runs a call and returns its finished future.
+
+        Raises:
+            RuntimeError: behind :meth:`shutdown`.
+        """
+        if self._is_shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         future: Future[_T] = Future()
         future.set_running_or_notify_cancel()
         try:
@@ -132,7 +151,7 @@ class ProcessExecutor(Executor):
             workers,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(reader, _pickled(shared), threads or max(1, _usable_cores() // workers)),
+            initargs=(reader, _pickled(shared), self.shared.name, threads or max(1, _usable_cores() // workers)),
         )
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_T]":
@@ -145,7 +164,7 @@ class ProcessExecutor(Executor):
             inner = self._pool.submit(fn, *args, **kwargs)
         except BrokenProcessPool as error:
             raise _worker_died() from error
-        return _Task(inner)
+        return _Task(inner, self._alive)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the workers when their tasks are done."""
@@ -287,11 +306,11 @@ def _pickled(value: object) -> bytes:
         ) from error
 
 
-def _start_worker(reader: Connection, shared: bytes, threads: int) -> None:
+def _start_worker(reader: Connection, shared: bytes, name: str, threads: int) -> None:
     import signal
 
-    global _worker_bytes  # noqa: PLW0603 - one executor a worker process
-    _worker_bytes = shared
+    global _worker_bytes, _worker_name
+    _worker_bytes, _worker_name = shared, name
     # Ctrl-C in a terminal reaches all; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _THREAD_VARIABLES:
@@ -313,10 +332,15 @@ def _worker_died() -> ChildProcessError:
 class _Task(Future[_T]):
     """The future of a task in a pool, with our word for a dead worker."""
 
-    def __init__(self, inner: "Future[_T]") -> None:
+    def __init__(self, inner: "Future[_T]", alive: Connection) -> None:
         super().__init__()
         self._inner = inner
+        self._alive = alive  # not to be closed before the task is done, even if nobody holds the executor any more
         inner.add_done_callback(self._finish)
+
+    def running(self) -> bool:
+        """Whether the task has begun and not ended."""
+        return self._inner.running()
 
     def cancel(self) -> bool:
         """Cancels the task if it has not begun."""

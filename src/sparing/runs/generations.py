@@ -15,9 +15,9 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,6 +30,9 @@ _CURRENT, _LOCK, _MANIFEST = "CURRENT", "LOCK", "manifest.json"
 _GENERATION = re.compile(r"gen-(\d{6,12})")
 _CURRENT_LINE = re.compile(rb"(gen-\d{6,12}) ([0-9a-f]{64})\n")
 _CHUNK = 1 << 20
+_READ_ATTEMPTS = 20
+
+_T = TypeVar("_T")
 
 
 class _File(BaseModel):
@@ -109,7 +112,11 @@ def current_generation(path: str | os.PathLike[str]) -> Path:
         FormatError: `path` is not such a folder, or was damaged: a file is missing or has another size, or the manifest
             was altered. Altered content of unaltered size is found by :func:`verify_folder`.
     """
-    generation, manifest = _open_current(Path(path))
+    return _while_it_is_in_force(Path(path), _checked_sizes)
+
+
+def _checked_sizes(path: Path) -> Path:
+    generation, manifest = _open_current(path)
     for name, expected in manifest.files.items():
         actual = _size(generation / name)
         if actual != expected.bytes:
@@ -137,11 +144,27 @@ def verify_folder(path: str | os.PathLike[str]) -> None:
         FileNotFoundError: `path` is not there.
         FormatError: a file is missing, altered, or not in the manifest; the message names it.
     """
-    generation, manifest = _open_current(Path(path))
+    _while_it_is_in_force(Path(path), _checked_bytes)
+
+
+def _while_it_is_in_force(root: Path, check: Callable[[Path], _T]) -> _T:
+    """Checks again where a writer has put the next generation in force meanwhile, and removed this one."""
+    for _ in range(_READ_ATTEMPTS - 1):
+        before = _current_line(root)
+        try:
+            return check(root)
+        except (FormatError, FileNotFoundError):
+            if before == _current_line(root):
+                raise
+    return check(root)
+
+
+def _checked_bytes(path: Path) -> None:
+    generation, manifest = _open_current(path)
     extra = {_relative(file, generation) for file in _files(generation)} - {*manifest.files, _MANIFEST}
     if extra:
         raise FormatError(f"{path}: {generation.name} has files that are not in its manifest: {sorted(extra)[:5]}")
-    current_generation(path)
+    _checked_sizes(path)
     for name, expected in manifest.files.items():
         if _sha256(generation / name) != expected.sha256:
             raise FormatError(f"{path}: {generation.name}/{name} was altered: its SHA-256 does not match the manifest")
@@ -183,12 +206,16 @@ def _open_current(root: Path) -> tuple[Path, _Manifest]:
     return generation, manifest
 
 
+def _current_line(root: Path) -> bytes:
+    try:
+        return (root / _CURRENT).read_bytes()
+    except OSError:
+        return b""
+
+
 def _name_in_force(root: Path) -> str | None:
-    with contextlib.suppress(OSError):
-        match = _CURRENT_LINE.fullmatch((root / _CURRENT).read_bytes())
-        if match is not None:
-            return match[1].decode("ascii")
-    return None
+    match = _CURRENT_LINE.fullmatch(_current_line(root))
+    return None if match is None else match[1].decode("ascii")
 
 
 def _last_number(root: Path) -> int:

@@ -85,7 +85,12 @@ class Journal(Generic[_Record]):
         self.path.mkdir(parents=True, exist_ok=True)
         # Refused before anything is created in a folder that belongs to something else.
         known = self._matches(identity)
-        if not known and any(entry.name != kind.lines and entry.name[0] != "." for entry in self.path.iterdir()):
+        if known and not (self.path / kind.lines).exists():
+            raise FormatError(
+                f"{self.path}: {kind.lines} is missing; restore it from a copy, or remove {kind.header} to start anew"
+            )
+        odd = any(entry.name not in (kind.lines, kind.header) and entry.name[0] != "." for entry in self.path.iterdir())
+        if odd and not known:
             raise FormatError(f"{self.path}: expected an empty folder or a {kind.what}'s, found no {kind.header} in it")
         # Without a buffer, which would write what failed once more when it is closed.
         self._file: BinaryIO = (self.path / kind.lines).open("a+b", buffering=0)

@@ -25,7 +25,8 @@ def optimizer_tensors(optimizer: "Optimizer") -> "tuple[dict[str, Tensor], dict[
         optimizer's own, not copies: save them before the next step.
 
     Raises:
-        ArgumentError: the optimizer holds something else (LBFGS keeps lists of tensors).
+        ArgumentError: the optimizer holds something else (LBFGS keeps lists of tensors, Adafactor tensors of other
+            shapes than its parameters').
         MissingExtraError: torch is not installed.
     """
     torch = _torch()
@@ -35,6 +36,14 @@ def optimizer_tensors(optimizer: "Optimizer") -> "tuple[dict[str, Tensor], dict[
     for number, group in enumerate(held["param_groups"]):
         settings = {key: value for key, value in group.items() if key != "params"}
         groups.append({"num_parameters": len(group["params"]), **_split(torch, settings, f"group.{number}.", tensors)})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, slots in held["state"].items():
+        for slot, value in slots.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameters[index].shape:
+                raise ArgumentError(
+                    f"optimizer: state.{index}.{slot} has shape {tuple(value.shape)}, its parameter "
+                    f"{tuple(parameters[index].shape)}; only optimizers such as SGD, Adam and AdamW can be saved"
+                )
     state = {
         str(index): _split(torch, slots, f"state.{index}.", tensors) for index, slots in sorted(held["state"].items())
     }

@@ -20,9 +20,14 @@ from sparing.runs.atomic import replace_file
 __all__ = ["run_record", "write_record"]
 
 _SIMD = re.compile(r"(sse4_2|ssse3|avx\w*|fma|f16c|amx\w*|asimd\w*|neon|sve\w*|i8mm|bf16)")
+_HERE = Path(__file__)
 _NOT_NUMBERS = re.compile(r"[^\d.].*")
-# An absolute or home path, up to and with its last separator. A URL's slashes follow a colon or a slash and are left.
-_FOLDERS = re.compile(r"(?<![\w./:])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\=,;:'\"]+[/\\])*")
+# An absolute or home path, up to and with its last separator, behind no other part of a path, or behind an option of
+# one letter or "file://". Other URLs are left: their slashes follow a colon and a slash.
+_FOLDERS = re.compile(
+    r"(?:(?<![\w./~-])(?<!:/)(?!(?<=:)//)|(?<=\s-[A-Za-z])|(?<=^-[A-Za-z])|file://)"
+    r"(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\=,;:'\"]+[/\\])*"
+)
 
 
 def run_record(
@@ -30,7 +35,8 @@ def run_record(
 ) -> dict[str, Any]:
     """Describes the process, its machine and its source.
 
-    Absolute paths in the arguments are cut to their last part, and neither user, host nor folder is recorded.
+    Absolute paths in the arguments are cut to their last part, the home folder to ``~``; neither user nor host is
+    recorded.
 
     Args:
         command: how to repeat the run, as one line or as its words.
@@ -40,15 +46,16 @@ def run_record(
         **extra: further facts, JSON values; they must not take a name that is in the record already.
 
     Returns:
-        A dict for JSON: `command`, `seed`, `threads`, `data`, `time_utc`, `source` (commit, and whether files differ
-        from it), `machine` (CPU model, cores, SIMD flags, memory_bytes, load, operating system), `versions` (Python and
-        the packages imported so far), and `extra`'s own keys.
+        A dict for JSON: `command`, `seed`, `threads`, `data`, `time_utc`, `source` (commit of the
+        checkout that sparing runs from, and whether files differ from it; both None where it is installed), `machine`
+        (CPU model, cores, SIMD flags, memory_bytes, load, operating system), `versions` (Python and the packages
+        imported so far), and `extra`'s own keys.
 
     Raises:
         ArgumentError: `extra` takes a name that is in the record already.
     """
     record = {
-        "command": _without_folders(command if isinstance(command, str) else " ".join(map(_without_folders, command))),
+        "command": _without_folders(command if isinstance(command, str) else " ".join(map(_word, command))),
         "seed": seed,
         "threads": threads,
         "data": _without_folders(data),
@@ -89,11 +96,22 @@ def _plain(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
+def _word(word: Any) -> str:
+    """A word of a command, which may be a path with spaces, or have one behind its last =."""
+    text = os.fspath(word) if isinstance(word, os.PathLike) else str(word)
+    option, sign, value = text.rpartition("=")
+    kept: str = _without_folders(Path(value) if " " in value and value.startswith(("/", "~")) else value)
+    return f"{_without_folders(option)}{sign}{kept}"
+
+
 def _without_folders(value: Any) -> Any:
     if isinstance(value, os.PathLike):
-        value = str(value)
+        return re.split(r"[/\\]", os.fspath(value).rstrip("/\\"))[-1]
     if isinstance(value, str):
-        return _FOLDERS.sub("", value)
+        # The home folder first: its name may have spaces.
+        home = str(Path("~").expanduser())
+        known = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", value) if len(home) > 1 else value
+        return _FOLDERS.sub("", known)
     if isinstance(value, Mapping):
         return {_without_folders(key): _without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -105,7 +123,8 @@ _RESULTS = ("benchmarks/*/results/**", "benchmarks/*/RESULTS.md")
 
 
 def _source() -> dict[str, Any]:
-    commit = _git("rev-parse", "HEAD")
+    # Of the repository that this file is part of; an installed package is in none, wherever it is run.
+    commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", _HERE.name) else None
     # One stage's result file does not change what the next one runs.
     changed = _git("status", "--porcelain", "--", ":/", *(f":(exclude,top,glob){path}" for path in _RESULTS))
     return {"commit": commit, "dirty": None if commit is None else changed != ""}
@@ -113,7 +132,9 @@ def _source() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=_HERE.parent, capture_output=True, text=True, timeout=30, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

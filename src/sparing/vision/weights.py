@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparing.errors import ArgumentError, DtypeError, FormatError, MissingExtraError, NonFiniteError
 from sparing.runs.atomic import replace_file
-from sparing.runs.documents import parse_document
+from sparing.runs.documents import json_values, parse_document
 from sparing.vision.mobilenet import MobileNetV2, MobileNetV2Config
 from sparing.vision.resnet import ResNet, ResNetConfig
 from sparing.vision.vgg import VGG, VGGConfig
@@ -104,7 +104,7 @@ def save_classifier(
         raise ArgumentError(
             f"model: expected a ResNet, VGG or MobileNetV2 of sparing.vision, got {type(model).__name__}"
         )
-    names = list(class_names)
+    names = json_values("class_names", {"names": list(class_names)})["names"]
     if names and len(names) != model.config.num_classes:
         raise ArgumentError(f"class_names: expected {model.config.num_classes} names or none, got {len(names)}")
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
@@ -126,13 +126,14 @@ def save_classifier(
         "family": next(name for kind, name in _FAMILIES.items() if isinstance(model, kind)),
         "architecture": model.config.model_dump(mode="json"),
         "class_names": names,
-        "meta": dict(meta or {}),
+        "meta": json_values("meta", meta or {}),
     }
+    document["sha256"] = _digest(document, tensors)
+    text = json.dumps(document, sort_keys=True, allow_nan=False)
     try:
-        document["sha256"] = _digest(document, tensors)
-        text = json.dumps(document, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"class_names, meta: expected values that JSON can hold: {error}") from error
+        _parsed(text, "the file")
+    except FormatError as error:
+        raise ArgumentError(f"class_names, meta: expected what could be read again: {error}") from None
     raw = safetensors.torch.save(tensors, metadata={_ENTRY: text})
     with replace_file(path) as file:
         file.write(raw)
@@ -160,9 +161,7 @@ def load_classifier(path: str | os.PathLike[str]) -> SavedClassifier:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_ENTRY, "null")
-            description = parse_document(
-                text, _Description, schema=_SCHEMA, version=_VERSION, name=str(path), what="a saved classifier"
-            ).root
+            description = _parsed(text, str(path))
             _check_layout(file, description.architecture, path)
             # Copies: what safetensors gives are views of the file, which may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -177,6 +176,11 @@ def load_classifier(path: str | os.PathLike[str]) -> SavedClassifier:
     model = _empty(description.architecture)
     model.load_state_dict(tensors, assign=True)
     return SavedClassifier(model=model.eval(), class_names=description.class_names, meta=description.meta)
+
+
+def _parsed(text: str, name: str) -> _SavedResNet | _SavedVGG | _SavedMobileNetV2:
+    what = "a saved classifier"
+    return parse_document(text, _Description, schema=_SCHEMA, version=_VERSION, name=name, what=what).root
 
 
 def _safetensors() -> ModuleType:

@@ -166,6 +166,21 @@ def test_bad_factories_are_one_line(function, message, factory, report):
     assert message in report(f"{factory}:{function}", code=2)
 
 
+def test_a_file_with_dataclasses(tmp_path, report):
+    path = tmp_path / "json.py"  # the name of a package, which stays what it is
+    path.write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from torch import nn\n"
+        "@dataclasses.dataclass\n"
+        "class Config:\n"
+        "    width: int = 4\n"
+        "def network():\n"
+        "    return nn.Conv2d(3, Config().width, 3)\n"
+    )
+    assert report(f"{path}:network", "--input", "3,9,9", "--bits", "32", "--json")["num_crossbars"] == 32
+
+
 def test_a_file_that_fails_is_one_line(tmp_path, report):
     path = tmp_path / "model.py"
     path.write_text("import nothing_of_that_name\n")

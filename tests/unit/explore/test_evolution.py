@@ -194,6 +194,18 @@ def test_a_start_is_tried_first_and_never_lost():
     assert front.objectives[0, 0] == best.cost
 
 
+@pytest.mark.parametrize("most", [None, 3])
+def test_more_to_start_with_than_a_generation(most):
+    start = np.random.default_rng(0).integers(10, size=(50, 6))
+    search, found = Evolution([10] * 6, seed=0, config=SMALL, start=np.concatenate([start, start])), []
+    for _ in range(40):
+        vectors = search.ask(most)
+        found += map(tuple, vectors.tolist())
+        search.tell(vectors.sum(1, keepdims=True))
+    assert found[:50] == list(map(tuple, start.tolist()))
+    assert len(set(found)) > 50
+
+
 def test_budgets_and_progress():
     steps = []
     front = minimize(

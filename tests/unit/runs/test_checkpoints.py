@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,37 @@ def test_a_changed_config_names_each_difference(tmp_path):
             assert part in str(caught.value)
         assert "width" not in str(caught.value)
     assert folder(tmp_path).latest().step == 1
+
+
+def test_another_run_is_refused_whenever_it_came(tmp_path, monkeypatch):
+    one, other = folder(tmp_path), folder(tmp_path, config={"seed": 1})
+    one.save(1, {}, {})
+    shutil.rmtree(tmp_path / "run")
+    other.save(5, {}, {})
+    with pytest.raises(ConfigError, match="seed: saved 1, now 0"):
+        one.save(2, {}, {})
+    assert other.latest().step == 5
+    # In between the look and the writing.
+    shutil.rmtree(tmp_path / "run")
+    write = replace_folder
+
+    def late(path):
+        monkeypatch.setattr("sparing.runs.checkpoints.replace_folder", write)
+        other.save(6, {}, {})
+        return write(path)
+
+    monkeypatch.setattr("sparing.runs.checkpoints.replace_folder", late)
+    with pytest.raises(ConfigError, match="seed: saved 1, now 0"):
+        one.save(3, {}, {})
+    assert other.latest().step == 6
+
+
+def test_a_tensor_that_is_conjugated_only_in_name(tmp_path):
+    tensor = torch.tensor([1 + 2j, 3 - 1j])
+    folder(tmp_path).save(1, {"conjugate": tensor.conj(), "negative": tensor.conj().imag}, {})
+    found = folder(tmp_path).latest().tensors
+    assert found["conjugate"].tolist() == [1 - 2j, 3 + 1j]
+    assert found["negative"].tolist() == [-2.0, 1.0]
 
 
 def test_another_kind_is_neither_read_nor_overwritten(tmp_path):
@@ -331,6 +363,15 @@ def test_what_does_not_fit_an_optimizer_is_refused_and_changes_nothing():
             load_optimizer_(optimizer, bad_tensors, bad_state)
     after, _ = optimizer_tensors(optimizer)
     assert all(torch.equal(tensor, after[n]) for n, tensor in tensors.items())
+
+
+def test_an_optimizer_with_other_shapes_is_refused():
+    parameter = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = torch.optim.Adafactor([parameter])
+    parameter.square().sum().backward()
+    optimizer.step()
+    with pytest.raises(ArgumentError, match=r"row_var has shape \(4, 1\), its parameter \(4, 3\)"):
+        optimizer_tensors(optimizer)
 
 
 def test_an_optimizer_with_lists_is_refused():

@@ -1,6 +1,7 @@
 """Executors: results in order, errors and interrupts as they come, and no process left behind."""
 
 import functools
+import operator
 import os
 import signal
 import subprocess
@@ -71,6 +72,12 @@ class TestInProcess:
             assert executor.shared.get() is value
             assert executor.num_workers == 1
 
+    def test_nothing_is_taken_behind_the_end(self):
+        executor = InProcessExecutor()
+        executor.shutdown()
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(int)
+
     def test_errors_are_kept_and_interrupts_pass(self):
         def interrupted():
             raise KeyboardInterrupt
@@ -122,6 +129,30 @@ class TestProcesses:
         assert [future.result() for future in futures[:-1]] == [None] * 7
 
     @needs_signals
+    def test_tasks_end_whoever_still_holds_the_executor(self):
+        pool = ProcessExecutor(1, shared=3)
+        future = pool.submit(time.sleep, 0.5)
+        pool.shutdown(wait=False)
+        del pool
+        assert future.result(timeout=60) is None
+
+    def test_a_task_that_runs_says_so(self):
+        with ProcessExecutor(1) as pool:
+            future = pool.submit(time.sleep, 1.0)
+            for _ in range(600):
+                if future.running():
+                    break
+                time.sleep(0.05)
+            assert future.running()
+            assert not future.done()
+
+    def test_the_value_of_another_executor_is_refused(self):
+        with ProcessExecutor(1, shared="a") as one, ProcessExecutor(1, shared="b") as other:
+            read = operator.methodcaller("get")
+            assert one.submit(read, one.shared).result() == "a"
+            with pytest.raises(AssertionError, match="worker of another executor"):
+                other.submit(read, one.shared).result()
+
     def test_a_worker_that_dies_is_told_of(self):
         with pytest.raises(ChildProcessError, match="a worker process died"), ProcessExecutor(1) as executor:
             executor.submit(os._exit, 3).result()

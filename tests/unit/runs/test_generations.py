@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import threading
 
 import pytest
 
@@ -42,6 +43,25 @@ def test_a_file_that_vanishes_while_it_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.is_file", lambda _: True)
     with pytest.raises(FormatError, match=r"a\.txt: expected 3 bytes, got no such file"):
         current_generation(tmp_path)
+
+
+@pytest.mark.parametrize("look", [current_generation, verify_folder])
+def test_a_reader_beside_a_writer_sees_no_damage(tmp_path, look):
+    fill(tmp_path, "0")
+    done = threading.Event()
+
+    def write():
+        for number in range(60):
+            fill(tmp_path, str(number))
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        while not done.is_set():
+            look(tmp_path)
+    finally:
+        writer.join()
 
 
 def test_one_writer_at_a_time(tmp_path):

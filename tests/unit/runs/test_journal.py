@@ -114,6 +114,29 @@ def test_what_is_something_else_is_left_alone(folder, tmp_path):
         Journal(folder, WALK, KIND)
 
 
+def test_lines_that_are_gone_are_told_of(folder):
+    (folder / "points.jsonl").unlink()
+    with pytest.raises(FormatError, match=r"points\.jsonl is missing; restore it from a copy, or remove walk\.json"):
+        Journal(folder, WALK, KIND)
+    assert os.listdir(folder) == ["walk.json"]
+
+
+def test_one_that_comes_second_at_the_start_is_told_to_wait(tmp_path, monkeypatch):
+    first = []
+
+    def matches(journal, identity, whole=Journal._matches):
+        found = whole(journal, identity)
+        if not first:  # the other begins here
+            monkeypatch.setattr(Journal, "_matches", whole)
+            first.append(Journal(tmp_path / "walk", WALK, KIND))
+        return found
+
+    monkeypatch.setattr(Journal, "_matches", matches)
+    with pytest.raises(BusyError, match="another walk is at work"):
+        Journal(tmp_path / "walk", WALK, KIND)
+    first[0].close()
+
+
 def test_a_full_disk_leaves_no_half_line(folder):
     with Journal(folder, WALK, KIND) as journal:
         size = (folder / "points.jsonl").stat().st_size

@@ -30,18 +30,31 @@ def test_facts():
     json.dumps(facts)
 
 
-def test_source_outside_of_a_repository(tmp_path, monkeypatch):
+def git(*arguments, where):
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, cwd=where)
+
+
+def test_source_of_an_installed_package(tmp_path, monkeypatch):
+    package = tmp_path / "lib" / "record.py"
+    package.parent.mkdir()
+    package.touch()
+    monkeypatch.setattr("sparing.runs.record._HERE", package)
+    assert record()["source"] == {"commit": None, "dirty": None}
+    # Within somebody's repository, but not part of it.
+    git("init", "-q", where=tmp_path)
+    git("commit", "-q", "--allow-empty", "-m", "x", where=tmp_path)
     monkeypatch.chdir(tmp_path)
     assert record()["source"] == {"commit": None, "dirty": None}
 
 
-def test_source_inside_of_a_repository(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for arguments in (
-        ["init", "-q"],
-        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"],
-    ):
-        subprocess.run(["git", *arguments], check=True)
+def test_source_of_a_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "src" / "record.py"
+    package.parent.mkdir()
+    package.touch()
+    monkeypatch.setattr("sparing.runs.record._HERE", package)
+    git("init", "-q", where=tmp_path)
+    git("add", ".", where=tmp_path)
+    git("commit", "-q", "-m", "x", where=tmp_path)
     source = record()["source"]
     assert len(source["commit"]) == 40
     assert source["dirty"] is False
@@ -49,11 +62,15 @@ def test_source_inside_of_a_repository(tmp_path, monkeypatch):
     (tmp_path / "benchmarks" / "var" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "var" / "results" / "memory-cpu.json").touch()
     (tmp_path / "benchmarks" / "var" / "RESULTS.md").touch()
-    (tmp_path / "below").mkdir()
-    monkeypatch.chdir(tmp_path / "below")
-    assert record()["source"]["dirty"] is False
+    assert record()["source"] == source
     (tmp_path / "benchmarks" / "var" / "run.py").touch()
     assert record()["source"]["dirty"] is True
+
+
+def test_the_home_folder_may_have_spaces(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada lovelace")
+    assert record(command="run /home/ada lovelace/x.npz")["command"] == "run x.npz"
+    assert record(data="/home/ada lovelace")["data"] == "~"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +82,14 @@ def test_source_inside_of_a_repository(tmp_path, monkeypatch):
         ("C:\\Users\\ada\\x.npz", "x.npz"),
         ("benchmarks/hybrid/run.py", "benchmarks/hybrid/run.py"),
         ("n/a and 1/2", "n/a and 1/2"),
+        ("PATH=/a:/home/ada/bin", "PATH=a:bin"),
+        ("cc -I/home/ada/inc x.c", "cc -Iinc x.c"),
+        ("file:///home/ada/x.npz", "x.npz"),
+        ("https://example.org/a/b.npz", "https://example.org/a/b.npz"),
+        ("hf://owner/name", "hf://owner/name"),
+        (Path("/home/ada lovelace/x y.npz"), "x y.npz"),
         (Path("/home/ada/x"), "x"),
+        ("x=/a/b", "x=b"),
     ],
 )
 def test_folders_are_cut(given, kept):

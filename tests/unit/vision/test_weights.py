@@ -153,6 +153,28 @@ def test_tensors_that_do_not_fit(saved):
         load_classifier(saved)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"meta": {"accuracy": {9: 0.1, 10: 0.2}}},
+        {"meta": {"shape": (1, 2)}},
+        {"meta": {"name": "\ud800"}},
+        {"class_names": [0, 1]},
+        {"class_names": ["cat", "\ud800"]},
+    ],
+)
+def test_what_could_not_be_read_again_is_not_saved(saved, how):
+    before = saved.read_bytes()
+    with pytest.raises(ArgumentError, match=r"class_names|meta"):
+        save_classifier(saved, model(), **how)
+    deep = []
+    for _ in range(250):
+        deep = [deep]
+    with pytest.raises(ArgumentError, match="meta"):
+        save_classifier(saved, model(), meta={"deep": deep})
+    assert saved.read_bytes() == before
+
+
 def test_what_cannot_be_saved_leaves_the_old_file(saved):
     raw = saved.read_bytes()
     broken = model()
