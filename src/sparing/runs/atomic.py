@@ -41,6 +41,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         ...     _ = file.write(b"{}")
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise IsADirectoryError(f"{path}: expected a file to replace, got a folder or a device")
     remove_stale_temporaries(target.parent)
     temporary, file = _create_temporary(target)
     try:

@@ -83,10 +83,12 @@ def encode(
     """Lays out arrays given as (name, dtype, shape, bytes, CRC-32), and encodes prefix and header.
 
     Raises:
-        ArgumentError: JSON does not give `meta` back equal.
+        ArgumentError: JSON does not give `meta` back equal, or an array has too many axes.
     """
     sections: list[Section] = []
     for name, dtype, shape, nbytes, crc in arrays:
+        if len(shape) > _MAX_AXES:
+            raise ArgumentError(f"arrays: {name}: expected at most {_MAX_AXES} axes, got {len(shape)}")
         offset = _up(sections[-1].offset + sections[-1].nbytes, _ALIGN) if sections else 0
         sections.append(Section(name=name, dtype=dtype, shape=shape, offset=offset, nbytes=nbytes, crc32=crc))
     document = {

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from sparing.errors import ArgumentError
+
 __all__ = ["initialize_"]
 
 
@@ -18,8 +20,13 @@ def initialize_(model: nn.Module, seed: int) -> None:
         model: its parameters on one device.
         seed: 0 or more.
 
+    Raises:
+        ArgumentError: another seed.
+
     Source: K. He et al., Delving Deep into Rectifiers, 2015, section 2.2.
     """
+    if not 0 <= seed < 1 << 63:
+        raise ArgumentError(f"seed: expected 0 to 2**63 - 1, got {seed}")
     device = next(model.parameters()).device
     if device.type == "meta":
         return

@@ -117,6 +117,8 @@ class _Training:
         first = next(model.parameters(), None)
         if first is None:
             raise ArgumentError("model: expected a model with parameters to train, got one without")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ArgumentError("model: expected a model with parameters to train, got one whose are all frozen")
         self.device = first.device if device is None else torch.device(device)
         self.precision = resolve_precision(config.precision, self.device)
         self.checkpoints = None

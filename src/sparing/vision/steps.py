@@ -94,6 +94,7 @@ class DistillationStep:
         images, logits = seen[-1]
         half = logits.dtype == torch.bfloat16
         self.teacher.to(images.device)
+        self.teacher.eval()  # whatever was done to it since
         with torch.no_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
             taught = self.teacher(images)
         if taught.shape != logits.shape:

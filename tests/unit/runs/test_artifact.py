@@ -255,3 +255,9 @@ def test_meta_that_json_changes_is_refused(tmp_path, meta):
 def test_negative_version_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="version"):
         write(tmp_path / "a", version=-1)
+
+
+def test_more_axes_than_can_be_read_again_are_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="a: expected at most 32 axes, got 33"):
+        write_artifact(tmp_path / "a", schema="x", version=1, arrays={"a": np.zeros((1,) * 33)}, meta={})
+    assert not (tmp_path / "a").exists()

@@ -52,3 +52,14 @@ def test_a_living_writer_is_left_alone_and_a_dead_one_is_cleaned_up(tmp_path):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), replace_file(tmp_path / "none" / "a"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(IsADirectoryError, match="expected a file to replace"), replace_file(tmp_path / name):
+            pass
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+    assert not (tmp_path / "pipe").is_file()

@@ -354,3 +354,34 @@ def test_a_model_gets_images_of_its_own_type(squares, dtype):
     found = predict(model.to(dtype), squares.images)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_what_is_all_frozen_is_refused_unchanged(squares):
+    model = tiny().requires_grad_(False)
+    with pytest.raises(ArgumentError, match="got one whose are all frozen"):
+        train_classifier_(model, squares, config=CONFIG)
+
+
+@pytest.mark.parametrize(("low", "accuracy"), [(-torch.inf, 1), (torch.nan, 0)])
+def test_infinite_logits_count_and_nan_does_not(squares, low, accuracy):
+    class Answer(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([[low, 1.0, low]])
+
+    some = squares.subset([int(np.flatnonzero(squares.labels == 1)[0])])
+    assert evaluate_classifier(Answer(), some) == accuracy
+
+
+def test_a_teacher_stays_as_it_is(squares):
+    teacher = tiny(seed=3)
+    step = DistillationStep(teacher)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    teacher.train()
+    train_classifier_(tiny(), squares, config=CONFIG, step=step)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_of_first_weights(seed):
+    with pytest.raises(ArgumentError, match="seed: expected 0 to"):
+        resnet8(seed=seed)
