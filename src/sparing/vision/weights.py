@@ -115,6 +115,13 @@ def save_classifier(
         raise ArgumentError(
             f"model: its weights are not those of its architecture, as exchanged layers make it: {odd[:4]}"
         )
+    empty = dict(_empty(model.config).named_modules())
+    for name, module in model.named_modules():
+        if name not in empty or _told(module) != _told(empty[name]):
+            usual = _told(empty[name]) if name in empty else "nothing"
+            raise ArgumentError(
+                f"model: {name or 'itself'}: expected {usual}, as its architecture has it, got {_told(module)}"
+            )
     for name, tensor in tensors.items():
         if tensor.dtype != expected[name][1]:
             raise DtypeError(f"model: {name}: expected {expected[name][1]}, got {tensor.dtype}")
@@ -176,6 +183,10 @@ def load_classifier(path: str | os.PathLike[str]) -> SavedClassifier:
     model = _empty(description.architecture)
     model.load_state_dict(tensors, assign=True)
     return SavedClassifier(model=model.eval(), class_names=description.class_names, meta=description.meta)
+
+
+def _told(module: nn.Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"
 
 
 def _parsed(text: str, name: str) -> _SavedResNet | _SavedVGG | _SavedMobileNetV2:

@@ -153,6 +153,19 @@ def test_tensors_that_do_not_fit(saved):
         load_classifier(saved)
 
 
+def test_exchanged_layers_without_weights_are_refused(saved):
+    before = saved.read_bytes()
+    smooth, strided, added = model(), model(), model()
+    name = next(name for name, module in smooth.named_modules() if isinstance(module, torch.nn.ReLU))
+    smooth.set_submodule(name, torch.nn.GELU())
+    next(m for m in strided.modules() if isinstance(m, torch.nn.Conv2d)).stride = (2, 2)
+    added.get_submodule(name).add_module("more", torch.nn.ReLU())
+    for other, message in ((smooth, "GELU"), (strided, "stride"), (added, "expected nothing")):
+        with pytest.raises(ArgumentError, match=message):
+            save_classifier(saved, other, class_names=("cat", "dog"))
+    assert saved.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "how",
     [
