@@ -1,6 +1,5 @@
 """A searchable collection of texts in one folder: documents, encoders and the hybrid index together."""
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +36,6 @@ from sparing.runs.progress import Progress
 
 __all__ = ["Hit", "TextIndex", "TextIndexInfo"]
 
-_ATTEMPTS = 5
 _SHARE_OF_WORDS = 0.99  # of the squared weights: a BM25 query weighs all its terms alike
 
 
@@ -181,13 +179,13 @@ class TextIndex:
         root = Path(path)
         models = (None if model is None else os.fspath(model) for model in (dense_model, sparse_model))
         options = dict(zip(("dense_model", "sparse_model"), models, strict=True))
-        folder = _generation_in_force(root)
+        folder = current_generation(root)
         while True:
             try:
                 return cls(root, Contents.open(folder, mmap=mmap, **options), generation=folder, mmap=mmap)
             except (FormatError, FileNotFoundError):
                 # A writer may have put a newer generation in force and removed this one in the meantime.
-                newer = _generation_in_force(root)
+                newer = current_generation(root)
                 if newer == folder:
                     raise
                 folder = newer
@@ -424,14 +422,6 @@ class TextIndex:
             if self._mmap:
                 contents = Contents(contents.documents, HybridIndex.open(folder / INDEX_FILE, mmap=True), encoders)
             self._contents, self._generation = contents, folder
-
-
-def _generation_in_force(root: Path) -> Path:
-    for _ in range(_ATTEMPTS - 1):
-        # A generation may be removed while its files are looked at; the next try sees the newer one.
-        with contextlib.suppress(FormatError):
-            return current_generation(root)
-    return current_generation(root)
 
 
 def _encode_documents(
