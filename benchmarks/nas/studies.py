@@ -24,6 +24,7 @@ from benchmarks.stages import result_file
 from sparing.faults import BitBias, FaultModel, FaultTolerantStep, StuckAt, calibrate_, compare, fixed_point_, sweep
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult
 from sparing.nas import CellNetwork, network_cost
+from sparing.nas.archive import read_archive
 from sparing.nas.derive import SearchResult
 from sparing.nas.images import downscaled
 from sparing.nas.search import run_search
@@ -218,7 +219,8 @@ def _run(bench: Bench, study: Study, seed: int, job: str, folder: Path) -> dict[
     if job.startswith("search") and not job.startswith("searched"):
         config = bench.search_config(study, seed, fault_tolerant=job == "search")
         found = run_search(bench.train, config=config, folder=folder / "search", workers=bench.options.workers)
-        return {"result": found.model_dump(mode="json")}
+        chosen = read_archive(folder / "search")[found.chosen]
+        return {"result": found.model_dump(mode="json"), "chosen": chosen.model_dump(mode="json")}
     model: nn.Module
     told: dict[str, Any] = {}
     if job == "rival":

@@ -86,11 +86,12 @@ def _measure(shared: "Shared[_Work]", number: int, draw: int) -> DrawRecord:
         exclude=point.exclude,
         example=example_images(work.model, work.batches),
     ) as injection:
-        hits = -sum(injection.hits.values())
+        written = sum(injection.hits.values())
         with _recalibrated(work.model, work.recalibration):
-            hits += sum(injection.hits.values())  # those that images of recalibration met
+            before = sum(injection.hits.values())
             predictions = _predictions(work.model, work.batches)
-        hits = sum(injection.hits.values()) - hits
+        # Those that images of recalibration met in between are left out.
+        hits = written + sum(injection.hits.values()) - before
     labels = torch.cat([labels for _, labels in work.batches]).cpu()
     return DrawRecord(
         point=point.label,
