@@ -152,8 +152,11 @@ def _read_layer(
 
 
 def _sizes(layer: LayerShape) -> list[tuple[int, int]]:
-    """What a layer's maps may be; one row and column more where an even kernel is padded to the same size."""
+    """What a layer's maps may be: by its padding on both sides, or "same", which of even kernels is one more on one."""
+    plain, same = [], []
     sizes = zip(layer.in_size, layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
-    found = [((n + 2 * p - d * (k - 1) - 1) // s + 1, p == d * (k - 1) // 2 and s == 1) for n, k, s, p, d in sizes]
-    even = tuple(n if same else size for (size, same), n in zip(found, layer.in_size, strict=True))
-    return [(found[0][0], found[1][0]), (even[0], even[1])]
+    for size, kernel, stride, padding, dilation in sizes:
+        reach = dilation * (kernel - 1)
+        plain.append((size + 2 * padding - reach - 1) // stride + 1)
+        same.append(size if stride == 1 and padding == reach // 2 else plain[-1])
+    return [(plain[0], plain[1]), (same[0], same[1])]
