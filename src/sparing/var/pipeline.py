@@ -11,21 +11,18 @@ from typing import Any, Literal, Self
 
 import torch
 from huggingface_hub import ModelHubMixin
-from pydantic import BaseModel, ConfigDict
-from safetensors.torch import save
 from torch import Tensor
 
-from sparing.errors import ArgumentError, ConfigError, DtypeError, FormatError
+from sparing.errors import ArgumentError, ConfigError, DtypeError
 from sparing.quant.packing import Int8Layer
 from sparing.runs.atomic import replace_file
-from sparing.runs.documents import parse_document
 from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
-from sparing.var.compact import is_packed_exactly, pack_state, unpack_state
-from sparing.var.config import TokenizerConfig, VARConfig
+from sparing.var.compact import is_packed_exactly
 from sparing.var.decoder import ImageDecoder
 from sparing.var.engine import Engine
+from sparing.var.folder import PipelineParts, read_parts, write_parts
 from sparing.var.memory import PeakMemory, return_freed_memory
-from sparing.var.plan import CompressionPlan, load_plan
+from sparing.var.plan import CompressionPlan
 from sparing.var.sampling import SamplingSettings
 from sparing.var.shipped import SHIPPED, shipped_folder
 from sparing.var.transformer import VARTransformer, is_integer
@@ -33,10 +30,7 @@ from sparing.var.vqvae import VQVAE
 
 __all__ = ["VAROutput", "VARPipeline", "weights_fingerprint"]
 
-_CONFIG, _CARD = "config.json", "README.md"
-_PARTS = ("tokenizer", "transformer")
-_SCHEMA: Literal["sparing.var.pipeline"] = "sparing.var.pipeline"
-_VERSION: Literal[1] = 1
+_CARD = "README.md"
 _HUB_PREFIX = "hf://"
 _SAMPLED = 4096
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -57,19 +51,6 @@ class VAROutput:
     tokens: list[Tensor]
     latency_s: float
     peak_bytes: int | None
-
-
-class _Saved(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_name: Literal["sparing.var.pipeline"]
-    version: int
-    tokenizer: TokenizerConfig
-    transformer: VARConfig
-    class_names: tuple[str, ...] | None = None
-    weight_bits: Literal[8] | None = None
-    files: dict[str, str]
-    sha256: dict[str, str]
 
 
 def _checked_seed(seed: int | None) -> int | None:
@@ -307,32 +288,8 @@ class VARPipeline(ModelHubMixin):
         return VAROutput(images.clone(), [t.cpu().clone() for t in tokens], latency_s, memory.peak_bytes)
 
     def _save_pretrained(self, save_directory: Path, *, weight_bits: Literal[8] | None = None) -> None:
-        folder = Path(save_directory)
-        contents = {part: (_tensor_bytes(getattr(self, part), weight_bits), "safetensors") for part in _PARTS}
-        if self.plan is not None:
-            contents["plan"] = (self.plan.to_json().encode(), "json")
-        digests = {part: hashlib.sha256(data).hexdigest() for part, (data, _) in contents.items()}
-        # The digest in the name: an interrupted save leaves the old files and the settings that name them.
-        files = {part: f"{part}-{digests[part][:12]}.{suffix}" for part, (_, suffix) in contents.items()}
-        for part, (data, _) in contents.items():
-            with replace_file(folder / files[part]) as file:
-                file.write(data)
-        saved = _Saved(
-            schema_name=_SCHEMA,
-            version=_VERSION,
-            tokenizer=self.tokenizer.config,
-            transformer=self.transformer.config,
-            class_names=self.class_names,
-            weight_bits=weight_bits,
-            files=files,
-            sha256=digests,
-        )
-        with replace_file(folder / _CONFIG) as file:
-            file.write(saved.model_dump_json(indent=1).encode() + b"\n")
-        for part, suffix in (*((part, "safetensors") for part in _PARTS), ("plan", "json")):
-            for old in folder.glob(f"{part}-{'[0-9a-f]' * 12}.{suffix}"):
-                if old.name not in files.values():
-                    old.unlink()
+        parts = PipelineParts(self.tokenizer, self.transformer, self.class_names, self.plan)
+        write_parts(Path(save_directory), parts, weight_bits=weight_bits)
 
     def save_pretrained(
         self,
@@ -446,23 +403,12 @@ class VARPipeline(ModelHubMixin):
                     token=token,
                 )
             )
-        saved = _read_saved(folder)
-        for part, name in saved.files.items():
-            file = folder / name
-            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != saved.sha256[part]:
-                raise FormatError(f"{name}: missing, truncated or altered; save or copy the folder again")
-        states = {part: read_state(folder / saved.files[part]) for part in _PARTS}
-        if saved.weight_bits is not None:
-            states = {part: unpack_state(state) for part, state in states.items()}
-        pipe = cls(
-            tokenizer_from(states["tokenizer"], config=saved.tokenizer),
-            transformer_from(states["transformer"], config=saved.transformer),
-            class_names=saved.class_names,
-        )
-        if "plan" in saved.files:
+        parts = read_parts(folder)
+        pipe = cls(parts.tokenizer, parts.transformer, class_names=parts.class_names)
+        if parts.plan is not None:
             from sparing.var.apply import apply_
 
-            apply_(pipe, load_plan(folder / saved.files["plan"]))
+            apply_(pipe, parts.plan)
         return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
 
     @classmethod
@@ -493,21 +439,3 @@ class VARPipeline(ModelHubMixin):
             dtype = dtype or torch.float32
         pipe = cls(images, model)
         return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
-
-
-def _tensor_bytes(model: torch.nn.Module, weight_bits: int | None) -> bytes:
-    state = model.state_dict() if weight_bits is None else pack_state(model.state_dict())
-    return save({name: t.detach().cpu().contiguous() for name, t in state.items()})
-
-
-def _read_saved(folder: Path) -> _Saved:
-    try:
-        data = (folder / _CONFIG).read_bytes()
-    except FileNotFoundError:
-        raise FormatError(f"{folder.name}: no {_CONFIG}; give a folder that save_pretrained wrote") from None
-    saved = parse_document(data, _Saved, schema=_SCHEMA, version=_VERSION, name=_CONFIG, what="a saved VARPipeline")
-    if any(Path(name).name != name for name in saved.files.values()) or set(saved.files) != set(saved.sha256):
-        raise FormatError(f"{_CONFIG}: files: expected plain names with checksums")
-    if not set(_PARTS) <= set(saved.files) <= {*_PARTS, "plan"}:
-        raise FormatError(f"{_CONFIG}: files: expected {', '.join(_PARTS)} and perhaps plan, got {sorted(saved.files)}")
-    return saved
