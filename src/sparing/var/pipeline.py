@@ -20,8 +20,8 @@ from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
 from sparing.var.compact import is_packed_exactly
 from sparing.var.decoder import ImageDecoder
 from sparing.var.engine import Engine
-from sparing.var.folder import PipelineParts, read_parts, write_parts
 from sparing.var.memory import PeakMemory, return_freed_memory
+from sparing.var.pipeline_files import PipelineParts, read_parts, write_parts
 from sparing.var.plan import CompressionPlan
 from sparing.var.sampling import SamplingSettings
 from sparing.var.shipped import SHIPPED, shipped_folder

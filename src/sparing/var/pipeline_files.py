@@ -96,10 +96,10 @@ def read_parts(folder: Path) -> PipelineParts:
         VersionError: written in a version that this release does not read.
     """
     saved = _read_saved(folder)
-    for part, name in saved.files.items():
-        file = folder / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != saved.sha256[part]:
-            raise FormatError(f"{name}: missing, truncated or altered; save or copy the folder again")
+    for name, file_name in saved.files.items():
+        file = folder / file_name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != saved.sha256[name]:
+            raise FormatError(f"{file_name}: missing, truncated or altered; save or copy the folder again")
     states = {name: read_state(folder / saved.files[name]) for name in _MODELS}
     if saved.weight_bits is not None:
         states = {name: unpack_state(state) for name, state in states.items()}
