@@ -124,9 +124,10 @@ its 8-bit steps.</p>
 <p>{len(found.candidates)} networks of {searching.CELLS} cells, bred by evolution with three aims at once: clean
 accuracy, accuracy under faults ({searching.FAULT.rate:.0%} of bits stuck, {searching.DRAWS} draws) and MACs
 (multiply-adds for one image; counted). Each was trained for itself, plainly and only for {searching.EPOCHS} epochs, and
-judged on {found.num_held_out} training images that were held out. The searches of <code>sparing nas search</code> train
-one set of weights for all architectures instead, which pays from thousands of steps on. So few networks are a sample of
-the space: differences of a few points may be chance.</p>
+judged on {found.num_held_out} training images that were held out. For work of one's own,
+<code>sparing nas search --mode halving</code> trains the better ones for longer; its default trains one set of weights
+for all architectures instead, which wants an accelerator. So few networks are a sample of the space: differences of a
+few points may be chance.</p>
 {table(FRONT_HEAD, front_rows(found))}
 <p>Chosen: the best mean of both accuracies. On the test images, and under {searching.NEW_DRAWS} draws of faults that
 chose nothing: {text(on_test(found))}. The best of several looks better where it was chosen than it is.</p>
