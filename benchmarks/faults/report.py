@@ -69,10 +69,11 @@ def _training(results: Any) -> Section:
         found = [gain for gain in results["gains"] if (gain["job"], gain["fault"]) == (job, fault)]
         reached = f"{mean_interval([100 * gain['mean'] for gain in found])}; {results['draws']} paired draws each"
         at = f"{found[0]['rate']:g}, ResNet-20: points gained"
-        if job == fault:
-            rows.append((f"training under {fault}, {at}", "+15", "+30", reached))
+        if found[0]["own"]:
+            rows.append((f"training under {job}, {at}", "+15", "+30", reached))
         else:
-            rows.append((f"{job} on each chip, under {fault}, {at}", "", "measured", reached))
+            how = job.replace("recalibrated", "recalibrated on each chip")
+            rows.append((f"{how}, under {fault}, {at}", "", "measured", reached))
     text = ["## Accuracy under faults (simulated), %", ""]
     text += [
         f"{results['draws']} paired draws, {results['images']} test images; mean over seeds of means over draws.",
