@@ -50,6 +50,13 @@ def run_options(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="part of the loss under faults; 0 trains without faults (default: the preset's)",
     )
+    parser.add_argument(
+        "--weight-limit",
+        type=float,
+        metavar="X",
+        help="keep weights within this while networks are trained, which makes stuck cells and flipped bits small; "
+        "for example 0.125 (default: no limit)",
+    )
     parser.add_argument("--images", type=int, metavar="N", help="training images to use at most (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn by chance (default: 0)")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out, if anything is")

@@ -111,13 +111,14 @@ def _config(arguments: argparse.Namespace) -> "SearchConfig":
     if space is None:
         space = "feature" if any(part.place == "features" for part in fault.parts) else "weight"
     halves, rounds = arguments.mode == "halving", arguments.rounds
-    for name in ("epochs", "evaluations") if halves else ("rounds",):
+    for name in ("epochs", "evaluations") if halves else ("rounds", "weight_limit"):
         if getattr(arguments, name) is not None:
-            raise ArgumentError(f"--{name}: --mode {arguments.mode} does not take it; see --help for what it does")
+            option = name.replace("_", "-")
+            raise ArgumentError(f"--{option}: --mode {arguments.mode} does not take it; see --help for what it does")
     if halves and arguments.channels is not None and (arguments.max_macs or arguments.max_params):
         raise ArgumentError("--channels: --mode halving makes networks as wide as the limits allow; expected either")
     supernet = {"epochs": arguments.epochs, "loss_share": arguments.loss_share}
-    halving = {"loss_share": arguments.loss_share, **(rounds or {})}
+    halving = {"loss_share": arguments.loss_share, "weight_limit": arguments.weight_limit, **(rounds or {})}
     if arguments.data == "digits":
         supernet["flip"], halving["training"] = False, {"flip": False}
     given = {

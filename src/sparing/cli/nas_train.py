@@ -25,7 +25,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "genotype",
         metavar="GENOTYPE",
-        help="a file with a genotype, w-ftt-net, or the folder of a search, whose sizes and fault hold unless given",
+        help="a file with a genotype, w-ftt-net, or the folder of a search, whose sizes, fault and weight limit hold "
+        "unless given",
     )
     run_options(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
@@ -66,6 +67,7 @@ def _train(arguments: argparse.Namespace) -> None:
         "folder": arguments.out,
         "fault": config.fault.model_dump(mode="json"),
         "loss_share": config.loss_share,
+        "weight_limit": config.weight_limit,
         "num_parameters": trained.num_parameters,
         "num_macs": trained.num_macs,
         "test_images": len(test),
@@ -94,16 +96,18 @@ def _config(arguments: argparse.Namespace, genotype: "Genotype", found: "SearchR
     """The command line's, else the search's, else the preset's."""
     from sparing.nas.final_training import final_config
 
-    fault, sizes = None, {}
+    fault, sizes = None, dict[str, Any]()
     if found is not None:
         search = found.config
         sizes = {"channels": found.channels, "num_cells": found.num_cells, "image_size": search.image_size}
+        sizes["weight_limit"] = search.halving.weight_limit
         fault = search.fault if arguments.fault is None and arguments.p_m is None else None
     given = {
         "channels": arguments.channels,
         "num_cells": arguments.cells,
         "image_size": arguments.image_size,
         "loss_share": arguments.loss_share,
+        "weight_limit": arguments.weight_limit,
         "draws": arguments.draws,
     }
     training = {

@@ -10,13 +10,14 @@ from pydantic import Field
 
 from sparing.errors import ArgumentError
 from sparing.faults import AnyFault, BitBias, fixed_point_
-from sparing.faults.training import FaultTolerantStep
+from sparing.faults.training import FaultTolerantStep, WeightClippingStep
 from sparing.nas.cost import network_cost
 from sparing.nas.evaluation import batches_of, measure
 from sparing.nas.export import export_module, export_onnx
 from sparing.nas.genotype import Genotype, save_genotype
 from sparing.nas.images import downscaled
 from sparing.nas.network import CellNetwork
+from sparing.nas.search_config import WeightLimit
 from sparing.runs import Progress
 from sparing.runs.atomic import replace_file
 from sparing.runs.documents import Settings
@@ -57,6 +58,8 @@ class FinalTrainingConfig(Settings):
         dropout: before the classifier.
         fault: what the network must bear.
         loss_share: α_l, 0 to 1: (1 − α_l)·loss + α_l·loss under one draw of faults a step. 0: no faults in training.
+        weight_limit: largest weight of convolutions and classifier, above 0; None: any. See
+            :class:`~sparing.faults.WeightClippingStep`.
         calibration_images: of the training images, for the first ranges of features.
         draws: of faults, to judge by.
         training: how it is trained. The published rate falls by steps; here it follows one cosine cycle.
@@ -68,6 +71,7 @@ class FinalTrainingConfig(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     fault: AnyFault = BitBias(p_m=1e-4)
     loss_share: _Share = 0.7
+    weight_limit: WeightLimit = None
     calibration_images: Annotated[int, Field(ge=1)] = 256
     draws: Annotated[int, Field(ge=1)] = 20
     training: ClassifierTrainingConfig = _PUBLISHED
@@ -237,13 +241,14 @@ def trained_network(
         seed=training.seed,
     ).to(device)
     fixed_point_(model, to_float(images.images[: config.calibration_images], device))
+    step = _Step(genotype, config)
     result = train_classifier_(
         model,
         images,
         config=training,
         checkpoint_folder=checkpoint_folder,
         device=device,
-        step=_Step(genotype, config),
+        step=step if config.weight_limit is None else WeightClippingStep(config.weight_limit, step=step),
         progress=progress,
     )
     return model, result

@@ -151,6 +151,7 @@ class Rounds:
             image_size=config.image_size,
             fault=config.fault,
             loss_share=halving.loss_share,
+            weight_limit=halving.weight_limit,
             calibration_images=config.evaluation.calibration_images,
             training=self._trainings[number],
         )

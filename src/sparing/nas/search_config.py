@@ -38,6 +38,7 @@ __all__ = [  # noqa: RUF022 - sorted as the tests want it, by letters
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1)]
+WeightLimit: TypeAlias = Annotated[float, Field(gt=0)] | None
 Objective: TypeAlias = Literal["clean", "faulty", "macs", "parameters"]
 Mode: TypeAlias = Literal["halving", "evolution", "policy-gradient"]
 
@@ -102,6 +103,8 @@ class HalvingConfig(Settings):
         images: held-out images to judge by, always the same; fewer if there are fewer.
         draws: of faults, always the same.
         loss_share: α_l, 0 to 1: (1 − α_l)·loss + α_l·loss under one draw of faults.
+        weight_limit: largest weight of convolutions and classifier, above 0; None: any. See
+            :class:`~sparing.faults.WeightClippingStep`.
         training: of each network; its epochs, seed and precision are the rounds' and the search's.
     """
 
@@ -111,6 +114,7 @@ class HalvingConfig(Settings):
     images: _Count = 10_000
     draws: _Count = 4
     loss_share: _Share = 0.7
+    weight_limit: WeightLimit = None
     training: ClassifierTrainingConfig = ClassifierTrainingConfig(batch_size=128, learning_rate=0.1, weight_decay=4e-5)
 
     @model_validator(mode="after")

@@ -63,6 +63,7 @@ def test_search_train_and_what_they_leave(capsys, tmp_path):
 def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
     search = ("search", "--mode", "halving", "--rounds", "2:.5,1:1", "--max-macs", "120000", "--p-m", "2e-4")
     search += ("--fault", "bit-bias", "--data", "digits", "--images", "200", "--out", tmp_path)
+    search += ("--weight-limit", "0.25")
     code, out, err = run(capsys, *search, "--json")
     assert (code, err) == (0, "")
     answer = json.loads(out)
@@ -78,9 +79,10 @@ def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
     trained = json.loads(out)
     assert trained["num_macs"] == answer["chosen"]["num_macs"]
     assert trained["fault"] == answer["settings"]["fault"]
-    code, out, _ = run(
-        capsys, "train", tmp_path, *few, "--channels", "2", "--p-m", "0.5", "--out", tmp_path / "u", "--json"
-    )
+    assert trained["weight_limit"] == answer["settings"]["halving"]["weight_limit"] == 0.25
+    other = ("--channels", "2", "--p-m", "0.5", "--weight-limit", "1")
+    code, out, _ = run(capsys, "train", tmp_path, *few, *other, "--out", tmp_path / "u", "--json")
+    assert json.loads(out)["weight_limit"] == 1
     assert json.loads(out)["num_macs"] < answer["chosen"]["num_macs"]
     assert json.loads(out)["fault"]["p_m"] == 0.5
 
@@ -91,6 +93,7 @@ def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
         (("search", "--mode", "halving", *SMALL), "--epochs"),
         (("search", "--mode", "halving", "--max-macs", "9", *SMALL[:-2]), "--channels"),
         (("search", *SMALL, "--rounds", "2:1"), "--rounds"),
+        (("search", *SMALL, "--weight-limit", "0.1"), "--weight-limit: --mode evolution"),
         (("search", "--fault", "stuck-at:form=bit", "--p-m", "1e-4", *SMALL), "--p-m"),
         (("search", "--fault", "rust", *SMALL), "rust"),
         (("search", *SMALL, "--max-macs", "10"), "max_macs"),
@@ -98,6 +101,7 @@ def test_halving_says_how_wide_the_network_is(capsys, tmp_path):
         (("search", *SMALL, "--image-size", "12"), "multiple of 8 for digits, got 12"),
         (("search", *SMALL, "--loss-share", "2"), "supernet.loss_share"),
         (("train", "w-ftt-net", *SMALL, "--draws", "0"), "draws"),
+        (("train", "w-ftt-net", *SMALL, "--weight-limit", "0"), "weight_limit"),
         (("train", "nothing.json", *SMALL), "genotype"),
     ],
 )

@@ -160,6 +160,16 @@ def test_halving_trains_the_better_half_for_longer(tmp_path):
     assert file.read_bytes() == whole
 
 
+def test_halving_trains_within_the_weight_limit(tmp_path):
+    def judged(limit):
+        config = tiny_config(mode="halving", halving={**HALVING, "candidates": (3, 1), "weight_limit": limit})
+        run_search(data(), config=config, folder=tmp_path / str(limit))
+        return [record.faulty_accuracies for record in read_archive(tmp_path / str(limit))]
+
+    assert judged(1e-3) != judged(None)  # nothing is learned
+    assert judged(100.0) == judged(None)
+
+
 def test_halving_wants_rounds_of_growing_length(tmp_path):
     for wrong in ({"candidates": (2, 4)}, {"epochs": (1, 1)}, {"epochs": (1, 2.5)}, {"candidates": (2,)}):
         with pytest.raises(ConfigError, match="halving"):
