@@ -5,8 +5,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sparing.errors import ArgumentError
-
 if TYPE_CHECKING:
     import torch
 
@@ -54,17 +52,9 @@ def open_device(name: str) -> "torch.device":
     Raises:
         ArgumentError: no device of this name here.
     """
-    import torch
+    from sparing.runs.devices import usable_device
 
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ArgumentError(f"--device: {name!r} is not usable here: {reason}") from None
-    if device.type == "meta":
-        raise ArgumentError("--device: 'meta' holds no numbers; take cpu or cuda")
-    return device
+    return usable_device(name, name="--device")
 
 
 @contextlib.contextmanager

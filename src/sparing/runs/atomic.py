@@ -14,7 +14,9 @@ from typing import BinaryIO
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["fsync_directory", "remove_stale_temporaries", "replace_file", "try_lock"]
+from sparing.errors import BusyError
+
+__all__ = ["fsync_directory", "only_writer", "remove_stale_temporaries", "replace_file", "try_lock"]
 
 _PREFIX, _SUFFIX = ".sparing-", ".tmp"
 
@@ -91,6 +93,29 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keeps other writers out of a folder meanwhile, without a file for it.
+
+    Raises:
+        BusyError: another writer is at work in it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            free = try_lock(descriptor)
+        except OSError:  # some network file systems lock only what is open for writing
+            free = True
+        if not free:
+            raise BusyError(f"{folder}: another writer is at work; try again when it has finished")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_stale_temporaries(folder: Path) -> None:

@@ -19,7 +19,7 @@ from sparing.var.config import (
     TokenizerConfig,
     VARConfig,
 )
-from sparing.var.transformer import VARTransformer
+from sparing.var.transformer import VARTransformer, levels_of
 from sparing.var.vqvae import VQVAE
 
 __all__ = ["load_state_", "read_state", "tokenizer_config", "tokenizer_from", "transformer_from", "var_config"]
@@ -28,6 +28,9 @@ _KNOWN_PATCH_NUMS = (PATCH_NUMS_256, PATCH_NUMS_512, PATCH_NUMS_1024)
 _MASK = "attn_bias_for_masking"
 _HITS = "quantize.ema_vocab_hit_SV"
 _SHOWN = 6
+_MISFITS = (KeyError, ValueError, IndexError, ZeroDivisionError)
+"""What reading settings off tensors of other models meets."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -88,8 +91,8 @@ def var_config(state: Mapping[str, Tensor], patch_nums: Sequence[int] | None = N
             "shared_adaln": "shared_ada_lin.1.weight" in state,
             "l2_norm": factors is not None,
         }
-    except (KeyError, ValueError, IndexError) as error:
-        raise FormatError(f"state: not a VAR transformer in the released layout: {error} is missing") from None
+    except _MISFITS as error:
+        raise FormatError(f"state: not a VAR transformer in the released layout: {_said(error)}") from None
     if patch_nums is None:
         fits = [p for p in _KNOWN_PATCH_NUMS if (len(p), sum(n * n for n in p)) == (num_scales, num_tokens)]
         if not fits:
@@ -122,8 +125,9 @@ def tokenizer_config(
         ch = state["encoder.conv_in.weight"].shape[0]
         widths = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
         vocab_size, z_channels = state["quantize.embedding.weight"].shape
-    except KeyError as error:
-        raise FormatError(f"state: not a VQVAE in the released layout: {error} is missing") from None
+        multiples = tuple(width // ch for width in widths)
+    except _MISFITS as error:
+        raise FormatError(f"state: not a VQVAE in the released layout: {_said(error)}") from None
     return validated(
         TokenizerConfig,
         {
@@ -131,7 +135,7 @@ def tokenizer_config(
             "vocab_size": vocab_size,
             "z_channels": z_channels,
             "ch": ch,
-            "ch_mult": tuple(width // ch for width in widths),
+            "ch_mult": multiples,
             "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
             "use_attention": count(rf"encoder\.down\.{levels - 1}\.attn\.(\d+)\.") > 0,
             "num_phi": count(r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
@@ -166,12 +170,13 @@ def transformer_from(
     with torch.device("meta"):
         model = VARTransformer(config)
     load_state_(model, state, dtype=dtype)
-    levels = torch.tensor([s for s, size in enumerate(config.scale_sizes) for _ in range(size)])[None]
+    levels = levels_of(config)[None]
     if not torch.equal(model.lvl_1L, levels):
         raise FormatError(f"lvl_1L: does not belong to patch_nums {config.patch_nums}; give the model's own")
     if mask is not None:
-        visible = levels[0, :, None] >= levels[0, None, :]
-        if mask.shape[-2:] != visible.shape or not torch.equal(mask[0, 0] == 0, visible):
+        length = config.num_tokens
+        fits = mask.shape == (1, 1, length, length)
+        if not fits or not torch.equal(mask[0, 0] == 0, levels[0, :, None] >= levels[0, None, :]):
             raise FormatError(f"{_MASK}: does not belong to patch_nums {config.patch_nums}; give the model's own")
     return model
 
@@ -199,13 +204,17 @@ def tokenizer_from(
     config = config or tokenizer_config(state, patch_nums, num_groups=num_groups)
     state = dict(state)
     hits = state.get(_HITS)
-    if hits is not None and hits.shape[0] != len(config.patch_nums):
+    if hits is not None and hits.shape[:1] != (len(config.patch_nums),):
         # Counts of the training's own scales mean nothing for another number of them.
         state[_HITS] = torch.zeros(len(config.patch_nums), config.vocab_size)
     with torch.device("meta"):
         model = VQVAE(config)
     load_state_(model, state, dtype=dtype)
     return model
+
+
+def _said(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else f"tensors of odd shapes: {error}"
 
 
 def load_state_(model: nn.Module, state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
@@ -218,7 +227,7 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], *, dtype: torch.d
 
     Raises:
         FormatError: missing or unknown names, or other shapes.
-        DtypeError: integers where numbers are expected.
+        DtypeError: integers where numbers are expected, or floats of 8 bits.
         NonFiniteError: NaN or infinity. The model is unchanged in all these cases.
     """
     expected = model.state_dict()
@@ -234,6 +243,8 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], *, dtype: torch.d
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise DtypeError(f"{name}: expected {expected[name].dtype}, got {tensor.dtype}")
         if tensor.is_floating_point():
+            if tensor.dtype not in _FLOATS:
+                raise DtypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"{name}: NaN or infinity among the weights; the file is damaged")
             tensor = tensor.to(dtype or tensor.dtype)

@@ -36,7 +36,10 @@ LINEAR_KINDS = ("word_embed", "qkv", "proj", "fc1", "fc2", "ada_lin", "head")
 _HEAD_DIM = 64
 
 
-_Positive = Annotated[int, Field(ge=1)]
+# Bounds far beyond any model, so that a damaged file is refused before anything of its size is made.
+_Positive = Annotated[int, Field(ge=1, le=2**16)]
+_Few = Annotated[int, Field(ge=1, le=2**10)]
+_MAX_TOKENS = 2**20
 PatchNums = Annotated[tuple[_Positive, ...], Field(min_length=1)]
 
 
@@ -47,6 +50,8 @@ class _Config(BaseModel):
 def _check_growth(patch_nums: tuple[int, ...]) -> None:
     if any(a >= b for a, b in pairwise(patch_nums)):
         raise ValueError(f"patch_nums: expected sides that grow from scale to scale, got {patch_nums}")
+    if sum(side * side for side in patch_nums) > _MAX_TOKENS:
+        raise ValueError(f"patch_nums: expected at most {_MAX_TOKENS} tokens, got {patch_nums}")
 
 
 class TokenizerConfig(_Config):
@@ -69,10 +74,10 @@ class TokenizerConfig(_Config):
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 4096
     z_channels: _Positive = 32
     ch: _Positive = 160
-    ch_mult: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
-    num_res_blocks: _Positive = 2
+    ch_mult: Annotated[tuple[_Few, ...], Field(min_length=1, max_length=16)] = (1, 1, 2, 2, 4)
+    num_res_blocks: _Few = 2
     use_attention: bool = True
-    num_phi: _Positive = 4
+    num_phi: _Few = 4
     num_groups: _Positive = 32
     commitment: Annotated[float, Field(ge=0)] = 0.25
 
@@ -111,14 +116,14 @@ class VARConfig(_Config):
         class_dropout: share of training samples without their class.
     """
 
-    depth: _Positive
+    depth: _Few
     embed_dim: _Positive
     num_heads: _Positive
-    num_classes: _Positive = 1000
+    num_classes: Annotated[int, Field(ge=1, le=2**24)] = 1000
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 4096
     z_channels: _Positive = 32
     patch_nums: PatchNums = PATCH_NUMS_256
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=2**10)] = 4.0
     shared_adaln: bool = False
     l2_norm: bool = True
     class_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1

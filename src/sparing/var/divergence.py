@@ -18,7 +18,7 @@ from sparing.var.config import VARConfig
 from sparing.var.engine import Engine
 from sparing.var.pipeline import VARPipeline
 from sparing.var.plan import CompressionPlan
-from sparing.var.sampling import SamplingSettings, guide
+from sparing.var.sampling import MAX_GUIDANCE, SamplingSettings, guide
 from sparing.var.transformer import check_labels, is_integer
 
 __all__ = ["CalibrationConfig", "calibration_images", "checked_data", "divergence", "plain_engine", "teacher_inputs"]
@@ -59,10 +59,10 @@ class CalibrationConfig(BaseModel):
         0.1,
     )
     sharing: Literal["output", "map"] | None = "output"
-    guidance_scale: Annotated[float, Field(ge=0)] = 1.5
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.5
     num_images: Annotated[int, Field(ge=1)] = 64
     batch_size: Annotated[int, Field(ge=1)] = 16
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
 
 
 def checked_data(tokens: Tensor, labels: Tensor, model: VARConfig) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """VARPipeline: a tokenizer and a transformer that draw images of classes, from files and to files."""
 
 import hashlib
-import operator
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,15 @@ from torch import Tensor
 from sparing.errors import ArgumentError, ConfigError, DtypeError
 from sparing.quant.packing import Int8Layer
 from sparing.runs.atomic import replace_file
+from sparing.runs.devices import usable_device
 from sparing.var.checkpoints import read_state, tokenizer_from, transformer_from
 from sparing.var.compact import is_packed_exactly
 from sparing.var.decoder import ImageDecoder
 from sparing.var.engine import Engine
 from sparing.var.memory import PeakMemory, return_freed_memory
-from sparing.var.pipeline_files import PipelineParts, read_parts, write_parts
+from sparing.var.pipeline_files import PipelineParts, read_parts, upload_parts, write_parts
 from sparing.var.plan import CompressionPlan
-from sparing.var.sampling import SamplingSettings
+from sparing.var.sampling import SamplingSettings, whole_number
 from sparing.var.shipped import SHIPPED, shipped_folder
 from sparing.var.transformer import VARTransformer, is_integer
 from sparing.var.vqvae import VQVAE
@@ -54,10 +55,7 @@ class VAROutput:
 
 
 def _checked_seed(seed: int | None) -> int | None:
-    try:
-        number = None if seed is None else operator.index(seed)
-    except TypeError:
-        raise DtypeError(f"seed: expected a whole number or None, got {type(seed).__name__}") from None
+    number = None if seed is None else whole_number(seed, "seed")
     if number is not None and not -(2**63) <= number < 2**64:
         raise ArgumentError(f"seed: expected -2**63 to 2**64 - 1, got {number}")
     return number
@@ -87,6 +85,7 @@ class VARPipeline(ModelHubMixin):
 
     Raises:
         ConfigError: the two parts do not fit together.
+        DtypeError: weights of a part in several dtypes, or in one that cannot be drawn with.
 
     Not safe for calls from several threads at once.
     """
@@ -94,14 +93,10 @@ class VARPipeline(ModelHubMixin):
     def __init__(
         self, tokenizer: VQVAE, transformer: VARTransformer, *, class_names: Sequence[str] | None = None
     ) -> None:
-        theirs, ours = tokenizer.config, transformer.config
-        for name in ("patch_nums", "vocab_size", "z_channels"):
-            if getattr(theirs, name) != getattr(ours, name):
-                raise ConfigError(
-                    f"transformer: {name} is {getattr(ours, name)}, but the tokenizer's is {getattr(theirs, name)}"
-                )
-        if class_names is not None and len(class_names) != ours.num_classes:
-            raise ConfigError(f"class_names: expected {ours.num_classes} names, got {len(class_names)}")
+        _check_parts(tokenizer, transformer)
+        num_classes = transformer.config.num_classes
+        if class_names is not None and len(class_names) != num_classes:
+            raise ConfigError(f"class_names: expected {num_classes} names, got {len(class_names)}")
         self.tokenizer = tokenizer.eval()
         self.tokenizer.quantize.float()
         self.transformer = transformer.eval()
@@ -147,8 +142,11 @@ class VARPipeline(ModelHubMixin):
         tensors = (*part.parameters(), *part.buffers())
         now = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
         seen, before = self._seen.get(name, (None, []))
+        if seen is part and now == before:
+            return False
+        _check_parts(self.tokenizer, self.transformer)
         self._seen[name] = part, now
-        return seen is not part or now != before
+        return True
 
     def compile_(self, *, fuse: bool = True, graphs: bool | None = None) -> None:
         """Draws with fewer launches; stays in force when a plan is applied or removed or the pipeline is moved.
@@ -222,12 +220,12 @@ class VARPipeline(ModelHubMixin):
             The pipeline itself.
 
         Raises:
-            ArgumentError: another dtype; float16 on a CPU, where it is a thousand times slower than float32; or
-                compiled with ``graphs=True``, a device other than CUDA.
+            ArgumentError: a device that is not usable here; another dtype; float16 on a CPU, where it is a thousand
+                times slower than float32; or compiled with ``graphs=True``, a device other than CUDA.
             ConfigError: the original weights were freed.
         """
         self.check_original()
-        target = torch.device(device) if device is not None else self.device
+        target = self.device if device is None else usable_device(device)
         if dtype is not None and dtype not in _DTYPES:
             raise ArgumentError(f"dtype: expected float32, bfloat16 or, on CUDA, float16, got {dtype}")
         if dtype == torch.float16 and target.type == "cpu":
@@ -267,9 +265,12 @@ class VARPipeline(ModelHubMixin):
         Raises:
             ShapeError, DtypeError, ArgumentError: labels or settings out of range.
         """
-        settings = SamplingSettings(guidance_scale, min(top_k, self.transformer.config.vocab_size), top_p)
-        settings.check(self.transformer.config.vocab_size)
+        vocab_size = self.transformer.config.vocab_size
+        settings = SamplingSettings(guidance_scale, min(whole_number(top_k, "top_k"), vocab_size), top_p)
+        settings.check(vocab_size)
         seed = _checked_seed(seed)
+        if not isinstance(generator, torch.Generator | None):
+            raise DtypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
         try:
             labels = torch.as_tensor(class_labels, device=self.device)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -313,21 +314,25 @@ class VARPipeline(ModelHubMixin):
             repo_id: of the hub; None takes the folder's name.
             push_to_hub: also upload.
             model_card_kwargs: for the card.
-            **options: for ``push_to_hub`` of ``huggingface_hub``.
+            **options: for the upload: ``commit_message``, ``private``, ``token``, ``branch``, ``create_pr``.
 
         Returns:
             The address of the upload, or None.
 
         Raises:
-            ArgumentError: other bits.
+            ArgumentError: other bits, or options where nothing is uploaded.
+            BusyError: another process is saving to the folder.
             ConfigError: the plan in force was made for other weights than there are now, for example before they were
                 trained on or became float16, or than rounding would leave; or they were freed.
             OSError: the folder cannot be written.
         """
         if weight_bits not in (None, 8):
             raise ArgumentError(f"weight_bits: expected 8 or None, got {weight_bits!r}")
+        if options and not push_to_hub:
+            raise ArgumentError(f"{', '.join(options)}: no options of save_pretrained without push_to_hub=True")
         # Not the mixin's own: it removes config.json before it writes, and being killed there would lose the model.
         self.check_original()
+        _check_parts(self.tokenizer, self.transformer)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if self.plan is not None and weights_fingerprint(self.transformer) != self.plan.weights:
@@ -345,9 +350,20 @@ class VARPipeline(ModelHubMixin):
         if not card.exists():
             with replace_file(card) as file:
                 file.write(str(self.generate_model_card(**(model_card_kwargs or {}))).encode())
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **options)
+        return upload_parts(folder, repo_id or folder.name, **options) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Uploads what :meth:`save_pretrained` writes.
+
+        Args:
+            repo_id: OWNER/NAME.
+            **options: of :meth:`save_pretrained`.
+
+        Returns:
+            The address of the upload.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save_pretrained(folder, repo_id=repo_id, push_to_hub=True, **options)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
@@ -436,6 +452,24 @@ class VARPipeline(ModelHubMixin):
         model = transformer_from(read_state(transformer), patch_nums=patch_nums)
         images = tokenizer_from(read_state(tokenizer), patch_nums=model.config.patch_nums)
         if torch.float64 in (model.head.weight.dtype, images.post_quant_conv.weight.dtype):
-            dtype = dtype or torch.float32
+            model, images = model.float(), images.float()
         pipe = cls(images, model)
         return pipe.to(device, dtype=dtype) if dtype is not None or device is not None else pipe
+
+
+def _check_parts(tokenizer: VQVAE, transformer: VARTransformer) -> None:
+    theirs, ours = tokenizer.config, transformer.config
+    for name in ("patch_nums", "vocab_size", "z_channels"):
+        if getattr(theirs, name) != getattr(ours, name):
+            raise ConfigError(
+                f"transformer: {name} is {getattr(ours, name)}, but the tokenizer's is {getattr(theirs, name)}"
+            )
+    weights = {
+        "tokenizer": [p for name, p in tokenizer.named_parameters() if not name.startswith("quantize.")],
+        "transformer": list(transformer.parameters()),
+    }
+    for part, parameters in weights.items():
+        dtypes = {parameter.dtype for parameter in parameters}
+        if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
+            found = ", ".join(sorted(map(str, dtypes)))
+            raise DtypeError(f"{part}: expected weights of one dtype, {', '.join(map(str, _DTYPES))}, got {found}")

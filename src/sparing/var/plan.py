@@ -25,7 +25,7 @@ _SCHEMA: Literal["sparing.var.plan"] = "sparing.var.plan"
 _VERSION: Literal[1] = 1
 _SHOWN = 4
 _Bits = Annotated[int, Field(ge=2, le=8)]
-_Width = Annotated[int, Field(ge=DENSE)]
+_Width = Annotated[int, Field(ge=DENSE, lt=2**31)]
 LayerWindows: TypeAlias = tuple[tuple[tuple[_Width, ...], ...] | None, ...]
 """For each scale of a layer (segment, head) widths of :mod:`sparing.var.windows`, or None where it stays dense."""
 

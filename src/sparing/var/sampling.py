@@ -9,16 +9,33 @@ K. Tian et al., *Visual Autoregressive Modeling*, 2024; classifier-free guidance
 """
 
 import math
+import numbers
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparing.errors import ArgumentError
+from sparing.errors import ArgumentError, DtypeError
 
-__all__ = ["SamplingSettings", "guide", "sample_tokens"]
+__all__ = ["MAX_GUIDANCE", "SamplingSettings", "guide", "sample_tokens", "whole_number"]
 
+MAX_GUIDANCE = 1e6
+"""Times the logits it still fits float32."""
 _LEAST_CHANCE = 2.0**-32  # below what torch.rand gives but for 0
+
+
+def whole_number(value: Any, name: str) -> int:
+    """Returns an integer of any kind as Python's.
+
+    Raises:
+        DtypeError: not one.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise DtypeError(f"{name}: expected a whole number, got {type(value).__name__}") from None
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,7 @@ class SamplingSettings:
     """How tokens are drawn.
 
     Attributes:
-        guidance_scale: strength of the guidance at the last scale; 0 for none.
+        guidance_scale: strength of the guidance at the last scale, 0 (none) to 10⁶.
         top_k: only the most likely codes (and those that tie with the last); 0 for all, 1 for always the most likely.
         top_p: only the smallest set of codes that holds this share, 0 < p ≤ 1; 1 for all.
     """
@@ -40,10 +57,14 @@ class SamplingSettings:
 
         Raises:
             ArgumentError: a value out of range.
+            DtypeError: not a number.
         """
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ArgumentError(f"guidance_scale: expected a finite number, at least 0, got {self.guidance_scale}")
-        if not 0 <= self.top_k <= vocab_size or self.top_k % 1:
+        for name in ("guidance_scale", "top_p"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise DtypeError(f"{name}: expected a number, got {type(getattr(self, name)).__name__}")
+        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
+            raise ArgumentError(f"guidance_scale: expected 0 to {MAX_GUIDANCE:g}, got {self.guidance_scale}")
+        if not 0 <= whole_number(self.top_k, "top_k") <= vocab_size:
             raise ArgumentError(f"top_k: expected 0 (all) to {vocab_size}, the number of codes, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ArgumentError(f"top_p: expected more than 0 and at most 1, got {self.top_p}")

@@ -27,6 +27,7 @@ __all__ = [
     "attention_factors",
     "check_labels",
     "is_integer",
+    "levels_of",
     "modulate",
 ]
 
@@ -176,6 +177,13 @@ class _HeadNorm(nn.Module):
         return modulate(x, scale, shift)
 
 
+def levels_of(config: VARConfig) -> Tensor:
+    """Returns the scale of each token, (L,) int64."""
+    sizes = torch.tensor(config.scale_sizes, device="cpu")
+    levels = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
+    return levels.to(torch.get_default_device())
+
+
 class VARTransformer(nn.Module):
     """Predicts every scale's tokens from the scales before it and the class.
 
@@ -195,8 +203,7 @@ class VARTransformer(nn.Module):
         self.pos_start = nn.Parameter(torch.empty(1, sizes[0], width))
         self.pos_1LC = nn.Parameter(torch.empty(1, config.num_tokens, width))
         self.lvl_embed = nn.Embedding(len(sizes), width)
-        levels = torch.tensor([scale for scale, size in enumerate(sizes) for _ in range(size)])
-        self.register_buffer("lvl_1L", levels[None])
+        self.register_buffer("lvl_1L", levels_of(config)[None])
         self.shared_ada_lin: nn.Module = nn.Identity()
         if config.shared_adaln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))

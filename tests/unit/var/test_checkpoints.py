@@ -166,6 +166,39 @@ def test_integers_where_numbers_are_expected(state):
         transformer_from({**state, "head.bias": torch.zeros(24, dtype=torch.int64)})
 
 
+def test_floats_of_8_bits(state):
+    state["head.weight"] = state["head.weight"].to(torch.float8_e4m3fn)
+    with pytest.raises(DtypeError, match=r"head\.weight: expected float16"):
+        transformer_from(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("head.weight", (5,)), ("blocks.0.attn.scale_mul_1H11", (4,)), ("pos_1LC", (1,))]
+)
+def test_transformers_of_odd_shapes(state, name, shape):
+    state[name] = torch.zeros(shape)
+    with pytest.raises(FormatError, match="not a VAR transformer in the released layout: tensors of odd shapes"):
+        transformer_from(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("quantize.embedding.weight", (5,)), ("encoder.conv_in.weight", (0, 3, 3, 3))]
+)
+def test_tokenizers_of_odd_shapes(tiny, name, shape):
+    state = dict(tiny.tokenizer().state_dict())
+    state[name] = torch.zeros(shape)
+    with pytest.raises(FormatError, match="not a VQVAE in the released layout: tensors of odd shapes"):
+        tokenizer_from(state)
+
+
+def test_masks_and_hits_of_odd_shapes(tiny, state):
+    with pytest.raises(FormatError, match="attn_bias_for_masking"):
+        transformer_from({**state, "attn_bias_for_masking": torch.zeros(1, 0, 680, 680)})
+    tokenizer = tiny.tokenizer()
+    odd = {**tokenizer.state_dict(), "quantize.ema_vocab_hit_SV": torch.tensor(0.0)}
+    assert tokenizer_from(odd, config=tokenizer.config).config == tokenizer.config
+
+
 def test_the_levels_contradict_the_schedule(state):
     levels = state["lvl_1L"].clone()
     levels[0, 5] = 1

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ pytest.importorskip("huggingface_hub", reason="needs sparing[vision]")
 
 from sparing.errors import (  # noqa: E402
     ArgumentError,
+    BusyError,
     ConfigError,
     DtypeError,
     FormatError,
@@ -20,6 +24,8 @@ from sparing.errors import (  # noqa: E402
     ShapeError,
     VersionError,
 )
+from sparing.runs.atomic import only_writer  # noqa: E402
+from sparing.var import pipeline_files  # noqa: E402
 from sparing.var.apply import apply_  # noqa: E402
 from sparing.var.pipeline import VARPipeline, weights_fingerprint  # noqa: E402
 from sparing.var.plan import CompressionPlan, LinearFormat, PrecisionPlan, SharingPlan  # noqa: E402
@@ -343,7 +349,11 @@ def test_damaged_files(pipe, tiny, tmp_path, part, damage):
         (["files"], {}, FormatError, "files"),
         (["files", "tokenizer"], "../x.safetensors", FormatError, "plain names"),
         (["files", "tokenizer"], "..", FormatError, "missing"),
-        (["class_names"], ["a"], ConfigError, "class_names"),
+        (["class_names"], ["a"], FormatError, "class_names: expected 5 names, got 1"),
+        (["transformer", "patch_nums", 5], 40_000, FormatError, "patch_nums"),
+        (["transformer", "embed_dim"], 2**40, FormatError, "embed_dim"),
+        (["transformer", "depth"], 2**40, FormatError, "depth"),
+        (["tokenizer", "ch_mult", 0], 2**40, FormatError, "ch_mult"),
     ],
 )
 def test_altered_settings(pipe, tmp_path, where, value, error, words):
@@ -376,6 +386,89 @@ def test_folders_of_something_else(tmp_path):
         ArgumentError, match=r"no folder 'owner/name'; cifar10 comes with the package, .* is named hf://OWNER"
     ):
         VARPipeline.from_pretrained("owner/name")
+
+
+def test_one_writer_at_a_time(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with only_writer(tmp_path), pytest.raises(BusyError, match="another writer is at work"):
+        pipe.save_pretrained(tmp_path, weight_bits=8)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    pipe.save_pretrained(tmp_path, weight_bits=8)
+
+
+def test_a_save_while_it_is_read(tiny, pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path)
+    other = tiny.pipeline(seed=9)
+    read, saves = pipeline_files.read_state, [other]
+
+    def slow(path):
+        if saves:
+            saves.pop().save_pretrained(tmp_path)
+        return read(path)
+
+    monkeypatch.setattr(pipeline_files, "read_state", slow)
+    assert_same(drawn(VARPipeline.from_pretrained(tmp_path)), drawn(other))
+    # Not where nothing changed meanwhile: what is missing then is said at once.
+    saved_file(tmp_path, "tokenizer").unlink()
+    with pytest.raises(FormatError, match="missing, truncated or altered"):
+        VARPipeline.from_pretrained(tmp_path)
+
+
+def test_what_is_uploaded_is_what_was_saved(pipe, tmp_path, monkeypatch):
+    sent = {}
+
+    class Api:
+        def __init__(self, token=None):
+            sent["token"] = token
+
+        def create_repo(self, repo_id, **_):
+            return Namespace(repo_id=repo_id)
+
+        def upload_folder(self, *, folder_path, repo_id, allow_patterns, **_):
+            sent["repo_id"] = repo_id
+            for file in Path(folder_path).iterdir():
+                if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                    sent[file.name] = file.read_bytes()
+            return "there"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    (tmp_path / "README.md").write_text("my card", encoding="utf-8")
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    assert pipe.save_pretrained(tmp_path, weight_bits=8, repo_id="me/x", push_to_hub=True, token="t") == "there"
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name != "mine.txt"}
+    assert sent == {"token": "t", "repo_id": "me/x", **files}
+    assert len(files) == 4
+    sent.clear()
+    assert pipe.push_to_hub("me/y", weight_bits=8) == "there"
+    assert sent["repo_id"] == "me/y"
+    assert sent["config.json"] == files["config.json"]
+    with pytest.raises(ArgumentError, match="weight_bit: no options of save_pretrained"):
+        pipe.save_pretrained(tmp_path, weight_bit=8)
+
+
+def test_parts_that_cannot_be_drawn_with(tiny, pipe):
+    with pytest.raises(DtypeError, match=r"transformer: expected weights of one dtype, .* got torch.float64"):
+        VARPipeline(tiny.tokenizer(), tiny.transformer().double())
+    mixed = tiny.tokenizer()
+    mixed.decoder.bfloat16()
+    with pytest.raises(DtypeError, match=r"tokenizer: .* got torch.bfloat16, torch.float32"):
+        VARPipeline(mixed, tiny.transformer())
+    pipe([0])
+    pipe.transformer = tiny.transformer(vocab_size=23)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="vocab_size is 23, but the tokenizer's is 24"):
+            pipe([0])
+
+
+def test_arguments_of_other_kinds(pipe):
+    with pytest.raises(DtypeError, match=r"generator: expected a torch\.Generator or None, got int"):
+        pipe([0], generator=3)
+    with pytest.raises(DtypeError, match="top_k: expected a whole number, got float"):
+        pipe([0], top_k=2.0)
+    for device in ("abc", "meta"):
+        with pytest.raises(ArgumentError, match=f"device: '{device}'"):
+            pipe.to(device)
 
 
 def test_an_option_that_nobody_knows(pipe, tmp_path):

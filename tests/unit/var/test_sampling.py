@@ -11,7 +11,7 @@ from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from scipy import stats  # noqa: E402
 
-from sparing.errors import ArgumentError  # noqa: E402
+from sparing.errors import ArgumentError, DtypeError  # noqa: E402
 from sparing.var.sampling import SamplingSettings, guide, sample_tokens  # noqa: E402
 
 DRAWS = 20_000
@@ -94,7 +94,8 @@ def test_guidance(plain):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"guidance_scale": -0.1}, "guidance_scale: expected a finite number"),
+        ({"guidance_scale": -0.1}, "guidance_scale: expected 0 to 1e"),
+        ({"guidance_scale": 1e39}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"guidance_scale": float("inf")}, "guidance_scale"),
         ({"top_k": -1}, r"top_k: expected 0 \(all\) to 24"),
@@ -107,6 +108,15 @@ def test_guidance(plain):
 def test_values_out_of_range(fields, words):
     with pytest.raises(ArgumentError, match=words):
         SamplingSettings(**{"top_k": 3, **fields}).check(24)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_k", 2.0), ("top_k", None), ("top_p", "1"), ("guidance_scale", None), ("guidance_scale", 1j)],
+)
+def test_what_is_no_number(name, value):
+    with pytest.raises(DtypeError, match=f"{name}: expected a"):
+        SamplingSettings(**{"top_k": 3, name: value}).check(24)
 
 
 def test_nearly_the_same_scores_draw_mostly_the_same_codes():
