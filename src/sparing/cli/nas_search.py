@@ -69,7 +69,7 @@ def _rounds(text: str) -> dict[str, tuple[float, ...]]:
 
 def _search(arguments: argparse.Namespace) -> None:
     from sparing.nas.archive import read_archive
-    from sparing.nas.pictures import save_genotype_figure
+    from sparing.nas.pictures import check_picture_path, save_genotype_figure
     from sparing.nas.search import run_search
 
     begin, out = time.perf_counter(), Path(arguments.out)
@@ -80,6 +80,8 @@ def _search(arguments: argparse.Namespace) -> None:
             f"--out: {out} holds a search already: add --resume to go on with it, or name another folder"
         )
     config, device = _config(arguments), open_device(arguments.device)
+    if arguments.plot:
+        check_picture_path(arguments.plot)
     with render.progress_bars() as progress:
         train, _ = open_images(arguments, config.image_size, progress)
         with resumable("the search so far is kept: the same command with --resume goes on from there"):

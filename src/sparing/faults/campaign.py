@@ -15,7 +15,7 @@ from sparing.errors import ArgumentError, DtypeError
 from sparing.faults.campaign_counts import FaultPoint
 from sparing.faults.campaign_result import CampaignConfig, CampaignResult
 from sparing.faults.campaign_runs import Batches, run_points
-from sparing.faults.models import FaultModel, FaultSum
+from sparing.faults.models import FaultModel, FaultSum, check_fault
 from sparing.faults.sites import name_patterns
 from sparing.runs.progress import Progress
 
@@ -89,8 +89,7 @@ def sweep(
         >>> result = sweep(model, batches, StuckAt(form="bit"), [0, 0.04, 0.08], folder="runs/a")  # doctest: +SKIP
         >>> [(point.rate, point.mean, point.low, point.high) for point in result.points]  # doctest: +SKIP
     """
-    if not isinstance(fault, FaultModel):
-        raise DtypeError(f"fault: expected a fault model, got {type(fault).__name__}")
+    check_fault(fault)
     points = [
         FaultPoint(
             label=f"{rate:.12g}",

@@ -30,7 +30,7 @@ from sparing.faults.normalization import MIN_IMAGES, recalibrated_norms
 from sparing.faults.portable import network_from_bytes, network_to_bytes
 from sparing.faults.sites import check_model, image_batches, tell_no_more
 from sparing.faults.stored import holds_faults
-from sparing.runs.executors import Shared, WorkExecutor, open_executor
+from sparing.runs.executors import Shared, WorkExecutor, check_executor, open_executor
 from sparing.runs.modes import evaluating
 from sparing.runs.progress import Progress
 
@@ -142,6 +142,9 @@ def run_points(
         )
     if workers != 1 and holds_faults(model):
         raise ArgumentError("workers: expected 1 for a model that is in a context of faults; its ranges are known here")
+    check_executor(workers, parallel)
+    if workers > 1:
+        network_to_bytes(model)  # refused before a folder is tied to it
     again = None if recalibration is None else image_batches(recalibration, "recalibration", least=MIN_IMAGES)
     _try_out(model, batches, points, config, again)
     identity = {"model": _model_identity(model), "data": _data_identity(batches)}
@@ -201,10 +204,10 @@ def _try_out(
     recalibration: Sequence[Tensor] | None,
 ) -> None:
     """Meets errors in the arguments before a folder is tied to them."""
-    images, labels = batches[0]
+    first = {images.shape[1:]: (images[:1], labels[:1]) for images, labels in reversed(batches)}
     with evaluating(model):
         with _recalibrated(model, recalibration):
-            _predictions(model, [(images[:1], labels[:1])])
+            _predictions(model, list(first.values()))
         for point in points:
             if point.fault is not None:
                 with (
@@ -275,6 +278,8 @@ def _predictions(model: nn.Module, batches: _Batches) -> Tensor:
     with torch.no_grad():
         for images, labels in batches:
             logits = model(images.to(device))
+            if not isinstance(logits, Tensor):
+                raise DtypeError(f"model: expected a tensor of logits, got {type(logits).__name__}")
             if logits.ndim != 2 or len(logits) != len(labels):
                 raise ShapeError(f"model: expected logits of shape ({len(labels)}, classes), got {tuple(logits.shape)}")
             if int(labels.max()) >= logits.shape[1]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor, nn
 
-from sparing.errors import ConfigError
+from sparing.errors import ConfigError, DtypeError
 from sparing.faults.sampling import choose_masks
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ __all__ = [
     "SingleFault",
     "StuckAt",
     "Where",
+    "check_fault",
     "parse_fault",
 ]
 
@@ -61,6 +62,16 @@ _MOST = 127
 _LEAST_DENOMINATOR = 0.1
 _BIASES = np.array([sign * (1 << alpha) for sign in (1, -1) for alpha in range(8)] * 16, np.float32)
 """By a byte: 16 alike."""
+
+
+def check_fault(fault: object) -> None:
+    """Refuses what is no fault model.
+
+    Raises:
+        DtypeError: something else, for example the text of one.
+    """
+    if not isinstance(fault, FaultModel):
+        raise DtypeError(f"fault: expected a fault model, got {type(fault).__name__}")
 
 
 class FaultModel(BaseModel):

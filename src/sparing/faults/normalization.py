@@ -89,8 +89,8 @@ class _Moments:
         self.count = 0
         self.mean = self.squares = torch.zeros((), dtype=torch.float64)
 
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        x = inputs[0] if inputs else named["input"]
         x = x if x.dtype == torch.float64 else x.float()
         count = x.numel() // x.shape[1]
         found, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
@@ -107,7 +107,7 @@ def _measured(model: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[T
     moments = [_Moments() for _ in norms]
     with evaluating(model), ExitStack() as undo:
         for norm, one in zip(norms, moments, strict=True):
-            undo.callback(norm.register_forward_pre_hook(one).remove)
+            undo.callback(norm.register_forward_pre_hook(one, with_kwargs=True).remove)
             norm.training = True  # only the normalization: ranges of features, which may be its submodule, stay
         for batch in batches:
             model(batch)

@@ -160,11 +160,13 @@ def check_picture_path(path: str | os.PathLike[str]) -> None:
     """Refuses, before any work is done, what cannot be drawn into.
 
     Raises:
-        ArgumentError: a path that does not end in .png.
+        ArgumentError: a path that does not end in .png, or no folder for it.
         MissingExtraError: no matplotlib.
     """
     if Path(path).suffix.lower() != ".png":
         raise ArgumentError(f"path: expected the ending .png, got {Path(path).name!r}")
+    if not Path(path).absolute().parent.is_dir():
+        raise ArgumentError(f"path: no folder {os.fspath(Path(path).parent)!r} to draw into")
     _figure((1, 1))
 
 

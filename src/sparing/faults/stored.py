@@ -1,5 +1,6 @@
 """The stored weight of one layer while it is faulty: found, held in its number format, hit, and restored."""
 
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import cast
@@ -23,6 +24,11 @@ _HELD: dict[Hashable, int] = {}
 
 An inner context counts on the range that was there before the outer one.
 """
+
+_OWNERS: dict[Hashable, int] = {}
+"""The threads of those contexts."""
+
+_TAKING = threading.Lock()
 
 _REDRAWN: set[Hashable] = set()
 """Those of them whose faults are drawn at each forward pass."""
@@ -58,7 +64,8 @@ class StoredWeight:
         num: of its numbers.
 
     Raises:
-        ArgumentError: no weight that is known how to hit, or one whose faults are drawn at each forward pass already.
+        ArgumentError: no weight that is known how to hit, one whose faults are drawn at each forward pass already, or
+            one that another thread's faults are in.
         DtypeError: a layer that is quantized in a way that is not known.
         NonFiniteError: NaN or infinity in it.
     """
@@ -69,7 +76,10 @@ class StoredWeight:
         self.num = tensor.numel()
         self._int8 = layer if isinstance(layer, Int8Layer) else None
         self._key = storage_of(layer)
-        self._is_nested = self._key in _HELD
+        self._name = name
+        with _TAKING:
+            self._is_nested = self._key in _HELD
+            self._check_owner()
         self._num_hits = 0
         """Faults of a sum that are written now: behind the first −128 may be there."""
         if self._key in _REDRAWN:
@@ -98,17 +108,27 @@ class StoredWeight:
         Returns:
             Called, it lets go.
         """
+        with _TAKING:
+            if self._key in _HELD:
+                self._check_owner()
+            if not self._is_nested:
+                _HELD[self._key], _OWNERS[self._key] = self._exponent, threading.get_ident()
         packed = self._int8 is not None and self._int8.weight_codes is None
         before = [(rounding.held, rounding.passes) for rounding, _ in self._roundings]
         clip = self._clip_()
-        if not self._is_nested:
-            _HELD[self._key] = self._exponent
         if redrawn:
             _REDRAWN.add(self._key)
         for rounding, given in self._roundings:
             rounding.held = given if rounding.held is None else rounding.held
             rounding.passes = rounding.passes or adds_noise
         return partial(self._let_go_, before, packed, clip)
+
+    def _check_owner(self) -> None:
+        if _OWNERS.get(self._key, threading.get_ident()) != threading.get_ident():
+            raise ArgumentError(
+                f"model: the weight of {self._name} is in a context of faults in another thread, which would "
+                "find other weights than it left; give each thread a copy of the model"
+            )
 
     def hit_(self, hits: Hits, fault: SingleFault) -> Callable[[], None]:
         """Writes what a fault leaves.
@@ -160,7 +180,8 @@ class StoredWeight:
                 stored_weight(self._layer).detach()[clip[0]] = clip[1]
             torch.clear_autocast_cache()
         if not self._is_nested:
-            del _HELD[self._key]
+            with _TAKING:
+                del _HELD[self._key], _OWNERS[self._key]
         _REDRAWN.discard(self._key)
         for (rounding, _), (held, passes) in zip(self._roundings, before, strict=True):
             rounding.held, rounding.passes = held, passes

@@ -11,16 +11,19 @@ Sources: X. Ning et al., *FTT-NAS*, arXiv 2003.10375, 2020, section 5 (the loss)
 for Energy-Efficient DNN Accelerators*, 2021 (weight clipping, random bit errors).
 """
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sparing.errors import ArgumentError
+from sparing.errors import ArgumentError, DtypeError
 from sparing.faults.injection import inject
-from sparing.faults.models import FaultModel
-from sparing.faults.sites import fault_sites, stored_weight
+from sparing.faults.models import FaultModel, check_fault
+from sparing.faults.sampling import check_seed
+from sparing.faults.sites import fault_sites, name_patterns, stored_weight
 
 __all__ = ["FaultTolerantStep", "WeightClippingStep", "clip_weights_"]
 
@@ -50,7 +53,8 @@ class FaultTolerantStep:
         exclude: the same, left out.
 
     Raises:
-        ArgumentError: a share outside 0 to 1, or a negative seed.
+        ArgumentError: a share outside 0 to 1, a seed out of range, or one text instead of names.
+        DtypeError: no fault model, or a seed that is no integer.
 
     Example:
         >>> step = FaultTolerantStep(BitBias(p_m=3e-4), share=0.5, seed=0)
@@ -67,12 +71,12 @@ class FaultTolerantStep:
         include: tuple[str, ...] | None = None,
         exclude: tuple[str, ...] | None = None,
     ) -> None:
+        check_fault(fault)
+        check_seed("seed", seed)
         if not 0 <= share <= 1:
             raise ArgumentError(f"share: expected 0 to 1, got {share}")
-        if seed < 0:
-            raise ArgumentError(f"seed: expected 0 or more, got {seed}")
         self.fault, self.share, self.seed = fault, share, seed
-        self.include, self.exclude = include, exclude
+        self.include, self.exclude = name_patterns(include, "include"), name_patterns(exclude, "exclude")
 
     def describe(self) -> dict[str, Any]:
         """Settings as JSON can hold them; a checkpoint goes on with equal ones only."""
@@ -129,16 +133,15 @@ class WeightClippingStep:
     number format.
 
     Args:
-        limit: the largest weight allowed, above 0.
+        limit: the largest weight allowed, above 0 and finite.
         step: what gives the gradients; None: the loss.
 
     Raises:
-        ArgumentError: a limit that is not above 0.
+        ArgumentError: a limit that is not above 0, or infinite.
     """
 
     def __init__(self, limit: float, *, step: _Step | None = None) -> None:
-        if not limit > 0:
-            raise ArgumentError(f"limit: expected a number above 0, got {limit}")
+        _check_limit(limit)
         self.limit, self.step = limit, step
 
     def describe(self) -> dict[str, Any]:
@@ -166,15 +169,21 @@ class WeightClippingStep:
         clip_weights_(model, self.limit)
 
 
+def _check_limit(limit: object) -> None:
+    if not isinstance(limit, Real):
+        raise DtypeError(f"limit: expected a number, got {type(limit).__name__}")
+    if not 0 < float(limit) < math.inf:
+        raise ArgumentError(f"limit: expected a finite number above 0, got {limit}")
+
+
 @torch.no_grad()
 def clip_weights_(model: nn.Module, limit: float) -> None:
     """Brings the stored weights of all sites into ± `limit`.
 
     Raises:
-        ArgumentError: a limit that is not above 0.
+        ArgumentError: a limit that is not above 0, or infinite.
     """
-    if not limit > 0:
-        raise ArgumentError(f"limit: expected a number above 0, got {limit}")
+    _check_limit(limit)
     for site in fault_sites(model):
         weight = stored_weight(model.get_submodule(site.name))
         if weight.is_floating_point():

@@ -17,7 +17,7 @@ from sparing.nas.genotype import NUM_INPUTS
 from sparing.nas.network import CellNetwork
 from sparing.runs.atomic import replace_file
 
-__all__ = ["clean_copy", "export_module", "export_onnx"]
+__all__ = ["check_onnx", "clean_copy", "export_module", "export_onnx"]
 
 _HEAD = '''"""A classifier of images made of searched cells: plain PyTorch, weights in {weights!r} beside this file.
 
@@ -182,11 +182,7 @@ def export_onnx(path: str | os.PathLike[str], model: CellNetwork, *, image_size:
     target = _ending(path, ".onnx")
     if image_size < 1:
         raise ArgumentError(f"image_size: expected 1 or more, got {image_size}")
-    for package in ("onnx", "onnxscript"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise MissingExtraError(package, extra="onnx", purpose="the export to ONNX") from error
+    check_onnx()
     network = clean_copy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside of PyTorch's exporter
@@ -203,6 +199,19 @@ def export_onnx(path: str | os.PathLike[str], model: CellNetwork, *, image_size:
             raise AssertionError("unreachable: the exporter gives a program where it gets no file")
     with replace_file(target) as file:
         file.write(program.model_proto.SerializeToString())
+
+
+def check_onnx() -> None:
+    """Looks for what :func:`export_onnx` needs.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    for package in ("onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingExtraError(package, extra="onnx", purpose="the export to ONNX") from error
 
 
 def _ending(path: str | os.PathLike[str], ending: str) -> Path:

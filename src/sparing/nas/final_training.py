@@ -13,7 +13,7 @@ from sparing.faults import AnyFault, BitBias, fixed_point_
 from sparing.faults.training import FaultTolerantStep, WeightClippingStep
 from sparing.nas.cost import network_cost
 from sparing.nas.evaluation import batches_of, measure
-from sparing.nas.export import export_module, export_onnx
+from sparing.nas.export import check_onnx, export_module, export_onnx
 from sparing.nas.genotype import Genotype, save_genotype
 from sparing.nas.images import downscaled
 from sparing.nas.network import CellNetwork
@@ -168,6 +168,8 @@ def train_genotype(
         BusyError, FormatError, NonFiniteError, OSError: as :func:`~sparing.vision.train_classifier_`.
         MissingExtraError: `onnx` without its extra.
     """
+    if onnx:
+        check_onnx()
     train, test = downscaled(train, config.image_size), downscaled(test, config.image_size)
     if train.class_names != test.class_names:
         raise ArgumentError(f"test: expected the classes of train {train.class_names}, got {test.class_names}")

@@ -21,7 +21,15 @@ from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar
 
 from sparing.errors import ArgumentError, MissingExtraError
 
-__all__ = ["InProcessExecutor", "ProcessExecutor", "RayExecutor", "Shared", "WorkExecutor", "open_executor"]
+__all__ = [
+    "InProcessExecutor",
+    "ProcessExecutor",
+    "RayExecutor",
+    "Shared",
+    "WorkExecutor",
+    "check_executor",
+    "open_executor",
+]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -270,18 +278,14 @@ def open_executor(
         ...     list(executor.map(abs, [-2, 3]))
         [2, 3]
     """
-    _check_workers(workers)
+    check_executor(workers, kind)
     executor: WorkExecutor
     if kind == "ray":
         executor = RayExecutor(workers, shared=shared)
-    elif kind == "processes":
-        executor = (
-            InProcessExecutor(shared=shared)
-            if workers == 1
-            else ProcessExecutor(workers, shared=shared, threads=threads)
-        )
+    elif workers == 1:
+        executor = InProcessExecutor(shared=shared)
     else:
-        raise ArgumentError(f"kind: expected processes or ray, got {kind!r}")
+        executor = ProcessExecutor(workers, shared=shared, threads=threads)
     with executor:
         yield executor
 
@@ -295,11 +299,24 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_executor(workers: int, kind: str) -> None:
+    """Refuses, before any work is done, what :func:`open_executor` would.
+
+    Raises:
+        ArgumentError: no worker, or another kind.
+    """
+    _check_workers(workers)
+    if kind not in ("processes", "ray"):
+        raise ArgumentError(f"kind: expected processes or ray, got {kind!r}")
+
+
 def _pickled(value: object) -> bytes:
     # Plain pickle, and not that of multiprocessing: it would give workers the same memory to write into.
     try:
         return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # whatever an object's own pickling raises
+    except ArgumentError:  # an object's own word for it
+        raise
+    except Exception as error:  # whatever else an object's own pickling raises
         raise ArgumentError(
             f"shared: expected what can be sent to other processes: {type(error).__name__}: {error}; "
             "define classes and functions in an importable module, or use one worker"

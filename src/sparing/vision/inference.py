@@ -153,6 +153,8 @@ def _in_batches(
             x = to_float(images[start : start + batch_size], device)
             x = x.to(dtype, memory_format=torch.channels_last)
             out = function(x)
+            if not isinstance(out, Tensor):
+                raise DtypeError(f"model: expected a tensor of {what}, got {type(out).__name__}")
             if out.ndim != 2 or len(out) != len(x):
                 raise ShapeError(f"model: expected {what} of shape ({len(x)}, d), got {tuple(out.shape)}")
             rows.append(out.float().cpu())

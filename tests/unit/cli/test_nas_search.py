@@ -111,3 +111,11 @@ def test_one_line_says_what_is_wrong(capsys, tmp_path, arguments, expected):
     assert err.startswith("sparing: error: ")
     assert err.count("\n") == 1
     assert expected in err
+
+
+@pytest.mark.parametrize("path", ["x.jpg", "missing/x.png"])
+def test_a_picture_that_cannot_be_drawn_is_refused_first(capsys, tmp_path, path):
+    code, out, err = run(capsys, "search", *SMALL, "--out", tmp_path / "x", "--plot", tmp_path / path)
+    assert (code, out) == (2, "")
+    assert "path: " in err
+    assert not (tmp_path / "x").exists()

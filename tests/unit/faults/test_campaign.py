@@ -599,3 +599,27 @@ def test_bad_batches(made):
 def test_bad_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         CampaignConfig.of(**settings)
+
+
+def test_no_folder_is_tied_to_arguments_that_are_refused(made, tmp_path):
+    model, batches = made
+    x, y = batches[0]
+
+    class Local(nn.Module):  # of a class that no other process can import
+        def __init__(self, *more):
+            super().__init__()
+            self.inner, self.more = model, more
+
+        def forward(self, images):
+            return (self.inner(images), *self.more) if self.more else self.inner(images)
+
+    for error, words, given, images, options in (
+        (ArgumentError, "workers", model, batches, {"workers": 0}),
+        (ArgumentError, "kind: expected processes or ray", model, batches, {"parallel": "threads"}),
+        (RuntimeError, "channels", model, [*batches, (x[:, :2], y)], {}),
+        (ArgumentError, "model: Local cannot be sent", Local(), batches, {"workers": 2}),
+        (DtypeError, "model: expected a tensor of logits, got tuple", Local(None), batches, {}),
+    ):
+        with pytest.raises(error, match=words):
+            run(given, images, folder=tmp_path / "c", **options)
+        assert not (tmp_path / "c").exists()

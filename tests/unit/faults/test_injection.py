@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -568,3 +569,29 @@ def test_checkpointed_features_are_refused_unless_they_stay_the_same():
             loss.backward()
     with inject(model, BitBias(p=0.3), example=x, transient=False):
         checkpoint(model, x.clone().requires_grad_(), use_reentrant=False).square().sum().backward()
+
+
+def test_another_thread_is_refused_while_faults_are_in(network, images):
+    model = prepared(network, images, "fixed")
+    before, said = state(model), []
+
+    def work():
+        try:
+            with inject(model, StuckAt(rate=0.5), seed=1):
+                pass
+        except ArgumentError as error:
+            said.append(str(error))
+
+    with inject(model, StuckAt(rate=0.5)):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        with inject(model, StuckAt(rate=0.5), seed=2):
+            pass
+    assert len(said) == 1
+    assert "is in a context of faults in another thread" in said[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(said) == 1

@@ -151,3 +151,20 @@ def test_what_is_refused():
     for bare in (nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))):
         with pytest.raises(ArgumentError, match="at least one batch normalization with running statistics that runs"):
             recalibrate_norms_(bare, images())
+
+
+def test_a_normalization_that_is_called_by_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            for layer in self.inner:
+                x = layer(input=x) if isinstance(layer, nn.BatchNorm2d) else layer(x)
+            return x
+
+    named, plain = Named().eval(), network()
+    for model in (named, plain):
+        recalibrate_norms_(model, images(20, seed=4))
+    assert same(state(named.inner), state(plain))

@@ -8,7 +8,7 @@ pytest.importorskip("safetensors", reason="needs sparing[torch]")
 
 from torch import nn  # noqa: E402
 
-from sparing.errors import ArgumentError, ConfigError  # noqa: E402
+from sparing.errors import ArgumentError, ConfigError, DtypeError  # noqa: E402
 from sparing.faults import BitBias, BitFlip, StuckAt, fixed_point_, inject  # noqa: E402
 from sparing.faults.training import FaultTolerantStep, WeightClippingStep, clip_weights_  # noqa: E402
 from sparing.vision import ClassifierTrainingConfig, ImageDataset, ResNet, ResNetConfig, train_classifier_  # noqa: E402
@@ -172,3 +172,19 @@ def test_errors():
             WeightClippingStep(limit)
     with pytest.raises(ArgumentError, match="limit"):
         clip_weights_(network(), 0.0)
+
+
+def test_arguments_are_refused_at_once():
+    for wrong in ("stuck-at", None):
+        with pytest.raises(DtypeError, match="fault: expected a fault model"):
+            FaultTolerantStep(wrong)
+    with pytest.raises(DtypeError, match=r"seed: expected an integer, got 1\.5"):
+        FaultTolerantStep(STUCK, seed=1.5)
+    with pytest.raises(ArgumentError, match="seed"):
+        FaultTolerantStep(STUCK, seed=2**63)
+    with pytest.raises(ArgumentError, match="include: expected a sequence of names"):
+        FaultTolerantStep(STUCK, include="0")
+    with pytest.raises(ArgumentError, match="limit: expected a finite number"):
+        WeightClippingStep(float("inf"))
+    with pytest.raises(DtypeError, match="limit: expected a number, got str"):
+        WeightClippingStep("1")
