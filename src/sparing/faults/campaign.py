@@ -66,7 +66,8 @@ def sweep(
         folder: each draw is recorded in it before the next, and a killed campaign goes on from there to the same bytes;
             the same folder may be given again with the same arguments only. None: nothing is kept.
         workers: how many draws at a time, each in a process of its own; the result is the same for any number, as far
-            as PyTorch computes the same with its share of the threads.
+            as PyTorch computes the same with its share of the threads. A script that asks for several wants the usual
+            ``if __name__ == "__main__":``.
         parallel: where workers are; ``"ray"`` takes the cluster that this process is connected to.
         progress: called as ``("draws", done, total)``; `total` is an estimate until the last rate stops.
 

@@ -60,7 +60,8 @@ def run_search(
             for tests are none of its business.
         config: the settings.
         folder: of the search: archive, checkpoints, and in the end ``result.json`` and ``genotype.json``.
-        workers: processes that judge architectures, on the CPU only, each in one thread.
+        workers: processes that judge architectures, on the CPU only, each in one thread. A script that asks for several
+            wants the usual ``if __name__ == "__main__":``.
         device: where the supernet is.
         checkpoint_steps: steps between checkpoints; None: one an epoch. It does not change what is computed.
         trials: keep Optuna's ``trials.journal`` too, see :class:`~sparing.nas.trials.TrialJournal`.

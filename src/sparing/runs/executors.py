@@ -10,13 +10,16 @@ import multiprocessing
 import os
 import pickle
 import sys
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar
 
 from sparing.errors import ArgumentError, MissingExtraError
@@ -155,11 +158,12 @@ class ProcessExecutor(Executor):
         # Nothing is ever sent: workers wait for its other end to close, by us or by our death.
         reader, self._alive = context.Pipe(duplex=False)
         self._reader: Connection = reader
+        self._sent = _SentFile(_pickled(shared))
         self._pool = ProcessPoolExecutor(
             workers,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(reader, _pickled(shared), self.shared.name, threads or max(1, _usable_cores() // workers)),
+            initargs=(reader, self._sent.path, self.shared.name, threads or max(1, _usable_cores() // workers)),
         )
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_T]":
@@ -172,12 +176,13 @@ class ProcessExecutor(Executor):
             inner = self._pool.submit(fn, *args, **kwargs)
         except BrokenProcessPool as error:
             raise _worker_died() from error
-        return _Task(inner, self._alive)
+        return _Task(inner, (self._alive, self._sent))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the workers when their tasks are done."""
         self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
         if wait:
+            self._sent.remove()
             self._alive.close()
             self._reader.close()
 
@@ -323,36 +328,61 @@ def _pickled(value: object) -> bytes:
         ) from error
 
 
-def _start_worker(reader: Connection, shared: bytes, name: str, threads: int) -> None:
+class _SentFile:
+    """Bytes on their way to workers, in a file that goes with this object.
+
+    Not through the pipe that starts a process: one that dies before it has read it would leave us writing for ever.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        handle, self.path = tempfile.mkstemp(prefix="sparing-")
+        self.remove = weakref.finalize(self, _remove, self.path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+        except BaseException:
+            self.remove()
+            raise
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(path).unlink(missing_ok=True)
+
+
+def _start_worker(reader: Connection, path: str, name: str, threads: int) -> None:
     import signal
 
     global _worker_bytes, _worker_name
-    _worker_bytes, _worker_name = shared, name
+    threading.Thread(target=_end_with_parent, args=(reader, path), daemon=True).start()
+    _worker_bytes, _worker_name = Path(path).read_bytes(), name
     # Ctrl-C in a terminal reaches all; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _THREAD_VARIABLES:
         os.environ[name] = str(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, args=(reader,), daemon=True).start()
 
 
-def _end_with_parent(reader: Connection) -> None:
+def _end_with_parent(reader: Connection, path: str) -> None:
     wait([reader])
+    _remove(path)
     os._exit(1)
 
 
 def _worker_died() -> ChildProcessError:
-    return ChildProcessError("a worker process died: out of memory? Use fewer workers")
+    return ChildProcessError(
+        'a worker process died: out of memory? Use fewer workers. A script wants the usual if __name__ == "__main__":'
+    )
 
 
 class _Task(Future[_T]):
     """The future of a task in a pool, with our word for a dead worker."""
 
-    def __init__(self, inner: "Future[_T]", alive: Connection) -> None:
+    def __init__(self, inner: "Future[_T]", kept: object) -> None:
         super().__init__()
         self._inner = inner
-        self._alive = alive  # not to be closed before the task is done, even if nobody holds the executor any more
+        self._kept = kept  # what workers need until the task is done, even if nobody holds the executor any more
         inner.add_done_callback(self._finish)
 
     def running(self) -> bool:

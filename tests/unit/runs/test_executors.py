@@ -180,15 +180,31 @@ class TestProcesses:
 def test_no_process_outlives_its_parent(tmp_path, death):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
+    left = tmp_path / "left"
+    left.mkdir()
+    environment = {**os.environ, "TMPDIR": str(left)}
     with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         pids = [int(word) for word in process.stdout.readline().split()]
         assert pids
         assert all(map(alive, pids))
+        assert len(list(left.glob("sparing-*"))) == 1
         process.send_signal(death)
         wait_until_gone([process.pid, *pids])
     assert process.returncode == -death
+    assert not list(left.iterdir())
+
+
+def test_a_script_without_its_guard_is_told_of(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os\nfrom sparing.runs import ProcessExecutor\n"
+        "with ProcessExecutor(2, shared=bytes(1_000_000)) as executor:\n    executor.submit(os.getpid).result()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert 'A script wants the usual if __name__ == "__main__":' in done.stderr
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.0, True, "2"])
