@@ -77,6 +77,7 @@ def _training(results: Any) -> Section:
     text = ["## Accuracy under faults (simulated), %", ""]
     text += [
         f"{results['draws']} paired draws, {results['images']} test images; mean over seeds of means over draws.",
+        f"Weights clipped: within ±{results['weight_limit']:g} while training.",
         "",
     ]
     tests = list(results["jobs"][0]["under_faults"]) if results["jobs"] else []

@@ -90,6 +90,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         "draws": options.draws,
         "images": len(test),
         "recalibration_images": RECALIBRATION_IMAGES,
+        "weight_limit": WEIGHT_LIMIT,
     }
     todo = []
     for seed, job in wanted:

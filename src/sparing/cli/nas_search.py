@@ -68,8 +68,9 @@ def _rounds(text: str) -> dict[str, tuple[float, ...]]:
 
 
 def _search(arguments: argparse.Namespace) -> None:
+    from sparing.faults.pictures import check_picture_path
     from sparing.nas.archive import read_archive
-    from sparing.nas.pictures import check_picture_path, save_genotype_figure
+    from sparing.nas.pictures import ENDINGS, save_genotype_figure
     from sparing.nas.search import run_search
 
     begin, out = time.perf_counter(), Path(arguments.out)
@@ -81,7 +82,7 @@ def _search(arguments: argparse.Namespace) -> None:
         )
     config, device = _config(arguments), open_device(arguments.device)
     if arguments.plot:
-        check_picture_path(arguments.plot)
+        check_picture_path(arguments.plot, endings=ENDINGS)
     with render.progress_bars() as progress:
         train, _ = open_images(arguments, config.image_size, progress)
         with resumable("the search so far is kept: the same command with --resume goes on from there"):

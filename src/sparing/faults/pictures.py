@@ -156,15 +156,19 @@ def save_vulnerability_figure(path: str | os.PathLike[str], result: CampaignResu
     _save(path, draw_vulnerability(result, title=title))
 
 
-def check_picture_path(path: str | os.PathLike[str]) -> None:
+def check_picture_path(path: str | os.PathLike[str], *, endings: tuple[str, ...] = (".png",)) -> None:
     """Refuses, before any work is done, what cannot be drawn into.
 
+    Args:
+        path: of a picture.
+        endings: one of which it has.
+
     Raises:
-        ArgumentError: a path that does not end in .png, or no folder for it.
+        ArgumentError: a path with another ending, or no folder for it.
         MissingExtraError: no matplotlib.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise ArgumentError(f"path: expected the ending .png, got {Path(path).name!r}")
+    if Path(path).suffix.lower() not in endings:
+        raise ArgumentError(f"path: expected the ending {' or '.join(endings)}, got {Path(path).name!r}")
     if not Path(path).absolute().parent.is_dir():
         raise ArgumentError(f"path: no folder {os.fspath(Path(path).parent)!r} to draw into")
     _figure((1, 1))

@@ -109,8 +109,7 @@ class StoredWeight:
             Called, it lets go.
         """
         with _TAKING:
-            if self._key in _HELD:
-                self._check_owner()
+            self._check_owner()
             if not self._is_nested:
                 _HELD[self._key], _OWNERS[self._key] = self._exponent, threading.get_ident()
         packed = self._int8 is not None and self._int8.weight_codes is None

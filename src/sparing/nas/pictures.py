@@ -5,7 +5,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparing.errors import ArgumentError, MissingExtraError
+from sparing.errors import MissingExtraError
+from sparing.faults.pictures import check_picture_path
 from sparing.nas.genotype import NUM_INNER, NUM_INPUTS, CellNodes, Genotype
 from sparing.runs.atomic import replace_file
 
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["check_picture_path", "draw_genotype", "save_genotype_figure"]
+__all__ = ["ENDINGS", "draw_genotype", "save_genotype_figure"]
+
+ENDINGS = (".png", ".svg")
+"""Of a genotype's picture."""
 
 _DPI = 130
 _COLORS = {"max": "#8c8c8c", "avg": "#8c8c8c", "skip": "#333333", "none": "#cccccc"}
@@ -50,31 +54,14 @@ def draw_genotype(genotype: Genotype, *, title: str = "") -> "Figure":
     return figure
 
 
-def check_picture_path(path: str | os.PathLike[str]) -> None:
-    """Refuses, before any work is done, what cannot be drawn into.
-
-    Raises:
-        ArgumentError: a path that ends neither in .png nor in .svg, or no folder for it.
-        MissingExtraError: no matplotlib.
-    """
-    if Path(path).suffix.lower() not in (".png", ".svg"):
-        raise ArgumentError(f"path: expected the ending .png or .svg, got {Path(path).name!r}")
-    if not Path(path).absolute().parent.is_dir():
-        raise ArgumentError(f"path: no folder {os.fspath(Path(path).parent)!r} to draw into")
-    try:
-        import matplotlib as mpl  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", extra="plot", purpose="the picture") from error
-
-
 def save_genotype_figure(path: str | os.PathLike[str], genotype: Genotype, *, title: str = "") -> None:
     """Draws a genotype into a PNG or SVG file, replacing it as a whole. The same genotype gives the same bytes.
 
     Raises:
-        ArgumentError, MissingExtraError: as :func:`check_picture_path`.
+        ArgumentError, MissingExtraError: as :func:`~sparing.faults.pictures.check_picture_path`.
         OSError: the file cannot be written; an older one is unchanged.
     """
-    check_picture_path(path)
+    check_picture_path(path, endings=ENDINGS)
     ending = Path(path).suffix.lower()
     figure = draw_genotype(genotype, title=title)
     import matplotlib as mpl

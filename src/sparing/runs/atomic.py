@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from sparing.errors import BusyError
+
 # Windows has no flock: writers cannot see there whether another is alive, so nothing of another's is removed.
 if sys.platform != "win32":
     import fcntl
-
-from sparing.errors import BusyError
 
 __all__ = ["fsync_directory", "only_writer", "remove_stale_temporaries", "replace_file", "try_lock"]
 
